@@ -1,0 +1,173 @@
+"""What a run, an attempt and its end are. Pure values; the words are those of docs/architecture.md."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+FORMAT = 1
+"""Version of spec.json, outcome.json and the checkpoint manifest."""
+
+
+class Cause(StrEnum):
+    """Why an attempt ended."""
+
+    FINISHED = "finished"
+    PREEMPTED = "preempted"
+    TIME_LIMIT = "time-limit"
+    SUSPENDED = "suspended"
+    CANCELLED = "cancelled"
+    NODE_FAILURE = "node-failure"
+    REQUEUED = "requeued"
+    CRASHED = "crashed"
+    HUNG = "hung"
+    DIVERGED = "diverged"
+    FENCED = "fenced"
+    REFUSED = "refused"
+    """Usage, configuration or data: trying again would end the same."""
+
+
+FREE_CAUSES = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.NODE_FAILURE, Cause.REQUEUED})
+"""Not the run's fault: it comes back at once, without spending its crash budget."""
+
+
+class RunState(StrEnum):
+    """What a run is doing, as `status` shows it."""
+
+    NEW = "NEW"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    BACKING_OFF = "BACKING-OFF"
+    HELD = "HELD"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+    DONE = "DONE"
+    LOST = "LOST"
+    """Nothing of it runs or is queued although it is not finished; `resume` brings it back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one attempt asks of the scheduler."""
+
+    __changeable__: ClassVar[bool] = True
+
+    nodes: int = 1
+    """Machines; the local scheduler starts one process group for each."""
+    workers_per_node: int = 1
+    """Processes on each node."""
+    cpus_per_worker: int = 1
+    """Cores of each process; also its number of threads."""
+    gpus_per_worker: int = 0
+    """GPUs of each process; 0 computes on the CPU."""
+    memory_gb: int = 0
+    """Memory of each node in GB; 0 leaves it to the scheduler."""
+    time_limit_min: int = 0
+    """Longest attempt in minutes; 0 means none. At the limit the run is saved and comes back."""
+    grace_s: float = 30.0
+    """Seconds between the notice to stop and the kill."""
+    priority: int = 0
+    """The local scheduler preempts runs of lower priority when a higher one does not fit."""
+    port: int = 0
+    """TCP port at which the workers meet; 0 lets the system choose a free one."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "workers_per_node", "cpus_per_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("gpus_per_worker", "memory_gb", "time_limit_min", "grace_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port={self.port} must be between 0 and 65535")
+
+    @property
+    def num_workers(self) -> int:
+        """World size of an attempt."""
+        return self.nodes * self.workers_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When state is saved and what is kept."""
+
+    __changeable__: ClassVar[bool] = True
+
+    every_s: float = 300.0
+    """Seconds of training between periodic checkpoints; 0 saves on notice and at the end only."""
+    every_steps: int = 0
+    """Steps between periodic checkpoints; 0 leaves it to ``every_s``."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 2:
+            raise ValueError(f"keep_last={self.keep_last} must be at least 2: a damaged newest needs an older one")
+        for name in ("every_s", "every_steps", "keep_every_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryConfig:
+    """How often a run comes back by itself. Preemptions and time limits are free while there is progress."""
+
+    __changeable__: ClassVar[bool] = True
+
+    max_crashes: int = 3
+    """Crashes in a row without a new checkpoint after which the run is held for a person."""
+    max_without_progress: int = 5
+    """Attempts in a row that end without a new checkpoint, whatever the cause, before the run is held."""
+    backoff_s: float = 5.0
+    """Wait before the first return after a crash; doubles with each further one, up to ten minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands."""
+
+    step: int
+    num_steps: int
+    epoch: int = 0
+    images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What a run is: written once at submission as spec.json, beside config.yaml."""
+
+    name: str
+    job: str
+    """Name of a module in ``jobs``, or a dotted module name."""
+    kind: str
+    """``steps``: all workers advance together and save checkpoints. ``items``: workers share out files."""
+    created: str
+    scheduler: str = "local"
+    python: str = ""
+    """Interpreter that starts the workers; empty means the one that submitted."""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: attempts/NNNN/outcome.json. Authoritative, where exit codes may get lost."""
+
+    attempt: int
+    cause: Cause
+    exit_code: int
+    start_step: int = 0
+    end_step: int = 0
+    saved_step: int = 0
+    """Step of the newest published checkpoint when the attempt ended."""
+    seconds: float = 0.0
+    message: str = ""
+    world_size: int = 1
+    hosts: tuple[str, ...] = field(default_factory=tuple)
+    format: int = FORMAT
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether the run owns a later checkpoint than when the attempt began, or ended in order."""
+        return self.saved_step > self.start_step or self.cause is Cause.FINISHED

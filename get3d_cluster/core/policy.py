@@ -1,0 +1,76 @@
+"""Decisions as pure functions of facts: come back or not, save now or not, what to keep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from get3d_cluster.core.job import FREE_CAUSES, Cause, CheckpointConfig, Outcome, RetryConfig
+
+LONGEST_BACKOFF_S = 600.0
+
+
+class Action(StrEnum):
+    """What happens to a run after an attempt."""
+
+    STOP = "stop"
+    REQUEUE = "requeue"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The action, how long to wait before it, and the reason in one phrase."""
+
+    action: Action
+    delay_s: float = 0.0
+    why: str = ""
+
+
+def after_attempt(outcomes: Sequence[Outcome], retry: RetryConfig) -> Decision:
+    """Decide from the outcomes so far, oldest first, what happens to the run.
+
+    Preemptions, time limits, node failures and requeues by hand are free while there is progress. Crashes and hangs
+    spend a budget that progress refills, with a doubling wait. A request of the user is obeyed.
+    """
+    last = outcomes[-1]
+    if last.cause in (Cause.FINISHED, Cause.SUSPENDED, Cause.CANCELLED, Cause.FENCED, Cause.REFUSED):
+        return Decision(action=Action.STOP, why=str(last.cause))
+    if last.cause is Cause.DIVERGED:
+        return Decision(action=Action.HOLD, why="the training diverged")
+    barren = _trailing_without_progress(outcomes)
+    crashes = sum(outcome.cause not in FREE_CAUSES for outcome in barren)
+    if crashes >= retry.max_crashes:
+        return Decision(action=Action.HOLD, why=f"{crashes} crashes without a new checkpoint")
+    if len(barren) >= retry.max_without_progress:
+        return Decision(action=Action.HOLD, why=f"{len(barren)} attempts without a new checkpoint")
+    if last.cause in FREE_CAUSES:
+        return Decision(action=Action.REQUEUE, why=str(last.cause))
+    delay_s = min(retry.backoff_s * 2 ** max(0, crashes - 1), LONGEST_BACKOFF_S)
+    return Decision(action=Action.REQUEUE, delay_s=delay_s, why=f"{last.cause}, waits {delay_s:g} s")
+
+
+def is_save_due(steps_since: int, seconds_since: float, config: CheckpointConfig) -> bool:
+    """Say whether a periodic checkpoint is due."""
+    by_steps = bool(config.every_steps) and steps_since >= config.every_steps
+    by_time = bool(config.every_s) and seconds_since >= config.every_s
+    return steps_since > 0 and (by_steps or by_time)
+
+
+def to_delete(steps: Sequence[int], config: CheckpointConfig) -> list[int]:
+    """Return the steps, oldest first, whose checkpoints may go.
+
+    >>> to_delete([10, 20, 30, 40], CheckpointConfig(keep_last=2, keep_every_steps=20))
+    [10]
+    """
+    newest = sorted(steps)[-config.keep_last :]
+    every = config.keep_every_steps
+    return [step for step in sorted(steps) if step not in newest and not (every and step % every == 0)]
+
+
+def _trailing_without_progress(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    barren: list[Outcome] = []
+    for outcome in reversed(outcomes):
+        if outcome.made_progress or outcome.cause is Cause.SUSPENDED:
+            break
+        barren.append(outcome)
+    return barren

@@ -1,0 +1,173 @@
+"""The only reader of the environment: who this worker is, and on what it computes."""
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from get3d_cluster.errors import UsageError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerEnv:
+    """Place of one worker in its attempt, in torchrun's words."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    node: int = 0
+    attempt: int = 0
+    """Number that the scheduler gave; 0 means that the worker was started by hand."""
+    scheduler_job: str = ""
+    """The scheduler's own name for the attempt, for its cause and requeue commands."""
+
+
+def read_worker_env() -> WorkerEnv:
+    """Return what the scheduler told this worker; alone, rank 0 of 1.
+
+    Raises: UsageError naming the variable that is not a number or out of range.
+    """
+    env = WorkerEnv(
+        rank=_number("RANK", 0),
+        local_rank=_number("LOCAL_RANK", 0),
+        world_size=_number("WORLD_SIZE", 1),
+        node=_number("GET3D_NODE", 0),
+        attempt=_number("GET3D_ATTEMPT", 0),
+        scheduler_job=os.environ.get("GET3D_SCHEDULER_JOB", ""),
+    )
+    if not 0 <= env.rank < env.world_size:
+        raise UsageError(f"RANK={env.rank} is outside WORLD_SIZE={env.world_size}", "set both, or neither to run alone")
+    return env
+
+
+def worker_variables(env: WorkerEnv, cpus: int, gpus: str = "") -> dict[str, str]:
+    """Return the variables that make a child process the worker ``env``; the inverse of ``read_worker_env``."""
+    variables = {
+        "RANK": str(env.rank),
+        "LOCAL_RANK": str(env.local_rank),
+        "WORLD_SIZE": str(env.world_size),
+        "GET3D_NODE": str(env.node),
+        "GET3D_ATTEMPT": str(env.attempt),
+        "GET3D_SCHEDULER_JOB": env.scheduler_job,
+        "PYTHONUNBUFFERED": "1",
+    }
+    if gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = gpus
+    return variables | dict.fromkeys(THREAD_VARIABLES, str(cpus))
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with ``extra`` on top, for a child."""
+    return {**os.environ, **extra}
+
+
+def queue_folder() -> Path:
+    """Return where the local scheduler keeps its state: GET3D_QUEUE, or the user's state folder."""
+    chosen = os.environ.get("GET3D_QUEUE")
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(chosen) if chosen else Path(state) / "get3d_cluster" / "queue"
+
+
+def num_slots() -> int:
+    """Return how many cores the local scheduler gives out: GET3D_SLOTS, or those this process may use."""
+    return _number("GET3D_SLOTS", len(os.sched_getaffinity(0)))
+
+
+def fault_point() -> str:
+    """Return the place at which a test wants this process to die (GET3D_FAULT), or an empty text."""
+    return os.environ.get("GET3D_FAULT", "")
+
+
+def host() -> str:
+    """Return this machine's name."""
+    return socket.gethostname()
+
+
+def boot_id() -> str:
+    """Return a name of this machine's current boot, so that process ids are not mistaken after a restart."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def process_start(pid: int) -> str:
+    """Return when process ``pid`` started (clock ticks since boot), or an empty text if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessId:
+    """A process, told apart from a later one with the same number."""
+
+    host: str
+    pid: int
+    start: str
+    boot: str
+
+    @classmethod
+    def mine(cls) -> "ProcessId":
+        """Return the identity of this process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId":
+        """Return the identity of process ``pid`` of this machine."""
+        return cls(host=host(), pid=pid, start=process_start(pid), boot=boot_id())
+
+    def is_alive(self) -> bool | None:
+        """Say whether the process lives; None if it is on another machine and cannot be told."""
+        if self.host != host():
+            return None
+        return self.boot == boot_id() and bool(self.start) and process_start(self.pid) == self.start
+
+
+def numeric_fingerprint() -> dict[str, Any]:
+    """Return what decides the bits of a computation: versions, threads, instruction set. Imports torch."""
+    import numpy as np  # noqa: PLC0415  torch-free processes import this module too
+    import torch  # noqa: PLC0415
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def describe() -> dict[str, Any]:
+    """Return what an attempt ran on, for env.json. No secrets: variables by name only where they are ours."""
+    ours = {key: value for key, value in os.environ.items() if key.startswith(("GET3D_", "SLURM_", "OMP_", "CUDA_VISIBLE"))}
+    return {
+        "host": host(),
+        "boot": boot_id(),
+        "python": sys.version,
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "variables": ours,
+    }
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise UsageError(f"environment variable {name}={text!r} is not a number", f"unset {name}") from None

@@ -1,0 +1,124 @@
+"""The run folder: what lies where, and its small JSON files. Human-readable, relocatable, one writer at a time."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from get3d_cluster.core.job import Cause, JobSpec, Outcome
+from get3d_cluster.errors import UsageError
+from get3d_cluster.storage.local import write_atomic
+
+
+class RunFolder:
+    """Paths of a run below ``path``, and its facts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.config_path = self.path / "config.yaml"
+        self.spec_path = self.path / "spec.json"
+        self.code_dir = self.path / "code"
+        self.lease_path = self.path / "lease.json"
+        self.done_path = self.path / "DONE"
+        self.attempts_dir = self.path / "attempts"
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.events_path = self.path / "events.jsonl"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.samples_dir = self.path / "samples"
+        self.meshes_dir = self.path / "meshes"
+        self.report_path = self.path / "report.html"
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Return the run at ``path``. Raises: UsageError if there is none."""
+        run = cls(path)
+        if not run.spec_path.is_file():
+            raise UsageError(f"{path} is no run: it has no spec.json", "list runs with: python launch.py status")
+        return run
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    def spec(self) -> JobSpec:
+        """Return what the run is. Raises: UsageError if spec.json cannot be read."""
+        data = read_json(self.spec_path)
+        known = {field.name for field in dataclasses.fields(JobSpec)}
+        return JobSpec(**{key: value for key, value in data.items() if key in known})
+
+    def write_spec(self, spec: JobSpec) -> None:
+        write_json(self.spec_path, dataclasses.asdict(spec))
+
+    def attempts(self) -> list[int]:
+        """Return the numbers of the attempts so far, ascending."""
+        if not self.attempts_dir.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.attempts_dir.iterdir() if path.name.isdigit())
+
+    def attempt_dir(self, attempt: int) -> Path:
+        return self.attempts_dir / f"{attempt:04d}"
+
+    def new_attempt(self) -> int:
+        """Create the folder of the next attempt; two callers never get the same number."""
+        self.attempts_dir.mkdir(parents=True, exist_ok=True)
+        number = max(self.attempts(), default=0)
+        while True:
+            number += 1
+            try:
+                self.attempt_dir(number).mkdir()
+            except FileExistsError:
+                continue
+            return number
+
+    def log_path(self, attempt: int, rank: int) -> Path:
+        return self.attempt_dir(attempt) / f"rank{rank:04d}.log"
+
+    def outcome(self, attempt: int) -> Outcome | None:
+        """Return how ``attempt`` ended, or None if it has not, or left no word."""
+        path = self.attempt_dir(attempt) / "outcome.json"
+        if not path.is_file():
+            return None
+        data = read_json(path)
+        known = {field.name for field in dataclasses.fields(Outcome)}
+        values = {key: value for key, value in data.items() if key in known}
+        return Outcome(**values | {"cause": Cause(values["cause"]), "hosts": tuple(values.get("hosts", ()))})
+
+    def outcomes(self) -> list[Outcome]:
+        """Return the outcomes of all ended attempts, oldest first."""
+        return [outcome for attempt in self.attempts() if (outcome := self.outcome(attempt))]
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        write_json(self.attempt_dir(outcome.attempt) / "outcome.json", dataclasses.asdict(outcome))
+
+    def is_done(self) -> bool:
+        return self.done_path.is_file()
+
+    def notice_path(self, attempt: int) -> Path:
+        """File in which a scheduler says why it is about to stop ``attempt``: cause and grace_s."""
+        return self.attempt_dir(attempt) / "notice.json"
+
+    def newest_step(self) -> int:
+        """Return the step of the newest published checkpoint, by its name alone; 0 if there is none."""
+        if not self.checkpoints_dir.is_dir():
+            return 0
+        names = [path.name for path in self.checkpoints_dir.glob("step-*") if path.name[5:].isdigit()]
+        return max((int(name[5:]) for name in names), default=0)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object. Raises: UsageError naming the file if it is missing or not one."""
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "is this the folder of a run?") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}", "restore the file from a copy of the run") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds no JSON object", "restore the file from a copy of the run")
+    return data
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replace a JSON file atomically."""
+    write_atomic(path, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
