@@ -1,0 +1,118 @@
+"""Covered pixels and what is computed on them: ordinary torch, differentiable as often as wanted.
+
+Axes: P covered pixels of a batch, image by image, row by row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_SHARE = 0.25
+"""Below this |sum| / sum of absolutes a pixel centre lies far outside its triangle (snapping of a sliver)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fragments:
+    """The covered pixels of a batch of images."""
+
+    shape: tuple[int, int, int]  # B, H, W
+    tri_id: Tensor  # [B, H, W] int32, what `visibility` returned
+    idx: Tensor  # [P] int64 into the flattened [B, H, W]
+    batch: Tensor  # [P] int64
+    px: Tensor  # [P] int64 column
+    py: Tensor  # [P] int64 row, 0 at the top
+    tri: Tensor  # [P] int64 triangle
+    vert: Tensor  # [P, 3] int64 into the flattened vertices
+
+
+def fragments(
+    tri_id: Tensor,  # [B, H, W] int32
+    pos_clip: Tensor,  # [B, V, 4] or [N, 4]
+    tri: Tensor,  # [F, 3] int32
+) -> Fragments:
+    """List the pixels that see a triangle."""
+    batch, height, width = tri_id.shape
+    flat = tri_id.reshape(-1)
+    idx = flat.nonzero()[:, 0]
+    image = torch.div(idx, height * width, rounding_mode="floor")
+    rest = idx - image * (height * width)
+    face = flat[idx].long() - 1
+    per_image = pos_clip.shape[1] if pos_clip.dim() == 3 else 0
+    return Fragments(
+        shape=(batch, height, width),
+        tri_id=tri_id,
+        idx=idx,
+        batch=image,
+        px=rest % width,
+        py=torch.div(rest, width, rounding_mode="floor"),
+        tri=face,
+        vert=tri.index_select(0, face).long() + (image * per_image)[:, None],
+    )
+
+
+def barycentrics(
+    frag: Fragments,
+    pos_clip: Tensor,  # [B, V, 4] or [N, 4]
+) -> tuple[Tensor, Tensor]:  # [P, 3], [P]
+    """Return perspective-correct barycentrics of pixel centres (with gradient) and depth z/w (detached).
+
+    Weights lie in [0, 1] and sum to 1; where snapping put a centre outside its triangle they are clamped.
+
+    Source: Olano and Greer 1997, triangle scan conversion in homogeneous coordinates.
+    """
+    _, height, width = frag.shape
+    corners = gather(pos_clip.reshape(-1, 4), frag.vert)
+    centre_x = ((frag.px.to(corners) + 0.5) * (2.0 / width) - 1.0)[:, None]
+    centre_y = ((frag.py.to(corners) + 0.5) * (2.0 / height) - 1.0)[:, None]
+    x, y, z, w = corners.unbind(dim=2)
+    x, y = x - centre_x * w, y - centre_y * w
+    opposite = x.roll(-1, 1) * y.roll(-2, 1) - x.roll(-2, 1) * y.roll(-1, 1)
+    bary = _normalised(opposite)
+    with torch.no_grad():
+        depth = (bary * z).sum(dim=1) / (bary * w).sum(dim=1)
+    return bary, depth
+
+
+def _normalised(weight: Tensor) -> Tensor:
+    total, size = weight.sum(dim=1, keepdim=True), weight.detach().abs().sum(dim=1, keepdim=True)
+    sound = (total.detach().abs() >= MIN_SHARE * size) & (size > 0)
+    share = (weight / torch.where(sound, total, 1.0)).clamp(0.0, 1.0)
+    share = share / torch.where(sound, share.sum(dim=1, keepdim=True), 1.0)
+    rough = weight.detach().abs() / torch.where(size > 0, size, 1.0)
+    rough = torch.where(
+        size > 0, rough, 1.0 / 3.0
+    )  # a triangle shrunk to a point: no direction is better than another
+    return torch.where(sound, share, rough)
+
+
+def interpolate(
+    frag: Fragments,
+    bary: Tensor,  # [P, 3]
+    attr: Tensor,  # [B, V, C], [1, V, C] shared by all images, or packed [N, C]
+) -> Tensor:  # [P, C]
+    """Return an attribute of the vertices at the covered pixels."""
+    vert = frag.vert
+    if attr.dim() == 3 and attr.shape[0] == 1:
+        vert = vert - (frag.batch * attr.shape[1])[:, None]
+    corners = gather(attr.reshape(-1, attr.shape[-1]), vert)
+    return bary[:, 0:1] * corners[:, 0] + bary[:, 1:2] * corners[:, 1] + bary[:, 2:3] * corners[:, 2]
+
+
+def to_image(
+    frag: Fragments,
+    values: Tensor,  # [P, C]
+    fill: float = 0.0,
+) -> Tensor:  # [B, H, W, C]
+    """Put values of covered pixels into images."""
+    batch, height, width = frag.shape
+    blank = values.new_full((batch * height * width, values.shape[1]), fill)
+    return blank.index_copy(0, frag.idx, values).view(batch, height, width, -1)
+
+
+def gather(
+    rows: Tensor,  # [M, C]
+    index: Tensor,  # [..., K]
+) -> Tensor:  # [..., K, C]
+    """Return rows by index; the backward pass adds in index order, so it is reproducible on the CPU."""
+    return rows.index_select(0, index.reshape(-1)).view(*index.shape, rows.shape[1])
