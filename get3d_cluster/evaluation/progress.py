@@ -1,8 +1,8 @@
 """Two cheap distances between generated and real images, for curves of a training on a small machine.
 
-Neither needs a pretrained network or a download. They rank states of one run on one dataset; they are not FID
-and not comparable between datasets or image sizes. Each number comes with its floor: what real images of other
-shapes score against the same reference, in the same number.
+Neither needs a pretrained network or a download. They rank states of one run on one dataset; they are not
+FID and not comparable between datasets or image sizes. Each number comes with its floor: what real images of
+other shapes score against the same reference, in the same number.
 
 Letters: N images, M reference images, H W pixels, D features.
 """

@@ -1,0 +1,1 @@
+"""What people look at: textured meshes as files, contact sheets, turntables."""
