@@ -89,6 +89,8 @@ class GridConfig:
     """Force the distance at the boundary to be outside, so that every mesh is closed in training too."""
 
     def __post_init__(self) -> None:
+        if self.tet_res and self.tet_res < 5:
+            raise UsageError(f"tet_res={self.tet_res} is below 5", "Set tet_res=90, or tet_res=0 and cells.")
         if self.cells < 2 or self.cells % 2:
             raise UsageError(
                 f"cells={self.cells} has to be even: odd grids are not mirror-symmetric",

@@ -1,0 +1,252 @@
+"""From two latents to textured meshes and their images: the unified generator of GET3D.
+
+Shapes: N samples, W style channels, V grid vertices, K views, H and W pixels, P points.
+The look-up of the texture sees positions without their gradient. So colours teach the planes and the texture, never the
+shape; the shape learns from the mask alone (Gao et al. 2022, the published training's behaviour).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from get3d_cluster.get3d import mapping, raster, tets
+from get3d_cluster.get3d.camera import clip_matrices
+from get3d_cluster.get3d.config import GeneratorConfig
+from get3d_cluster.get3d.fields import Field, lattice_features, lattice_matrix, point_features
+from get3d_cluster.get3d.mapping import Latents, Mapping
+from get3d_cluster.get3d.ops import ModulatedLinear
+from get3d_cluster.get3d.raster import Meshes, Surface
+from get3d_cluster.get3d.synthesis import Planes, Trunk
+from get3d_cluster.get3d.tets import TetGrid
+
+W_AVG_BETA = 0.998
+_COLOUR_LIMIT = 256.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shapes:
+    """The geometry of N samples, and the planes that their texture is read from."""
+
+    planes: Planes
+    sdf: Tensor  # [N, V] positive inside, as the meshes were made from
+    deformation: Tensor  # [N, V, 3] world
+    meshes: Meshes
+    penalty: Tensor  # [N] mean |sdf| of a sample that had no surface, else 0
+    sdf_entropy: Tensor  # how undecided the signs are along edges, mean over the batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """Images of N samples and what they were made from."""
+
+    image: Tensor  # [N, 4, H, W] (or [N, K, 4, H, W]): colours in about [-1, 1], mask in [0, 1]; row 0 is the top
+    shapes: Shapes
+
+
+class Generator(nn.Module):
+    """Mapping networks, trunk, fields and renderer."""
+
+    w_avg_geo: Tensor  # [W]
+    w_avg_tex: Tensor  # [W]
+    lattice: Tensor  # [2 cells + 1, R]
+    grid_vertices: Tensor  # [V, 3] world, before deformation
+    grid_tets: Tensor
+    grid_edges: Tensor
+    grid_tet_edges: Tensor
+    grid_boundary: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        style, fields, features = config.latent_channels, config.fields, config.trunk.plane_channels
+        self.mapping_geo = Mapping(style, config.mapping)
+        self.mapping_tex = Mapping(style, config.mapping)
+        self.trunk = Trunk(config.trunk, style)
+        widths = [features, *[fields.hidden_channels] * fields.num_hidden]
+        demodulate = fields.demodulate_geometry
+        self.sdf_field = Field([*widths, 1], style, demodulate_output=demodulate)
+        self.deformation_field = Field([*widths, 3], style, demodulate_output=demodulate)
+        self.texture_field = Field([*widths, fields.texture_channels], style)
+        self.colour = ModulatedLinear(
+            fields.texture_channels, 3, style, demodulate=False, bias_init=fields.background
+        )
+        self.register_buffer("w_avg_geo", torch.zeros(style))
+        self.register_buffer("w_avg_tex", torch.zeros(style))
+        self._register_grid()
+
+    def _register_grid(self) -> None:
+        """Keep the grid as buffers, which follow the module to its device; a function of the config, not saved."""
+        cells, scale = self.config.grid.num_cells, self.config.grid.scale
+        with torch.device("cpu"):
+            grid = tets.bcc_grid(cells)
+            lattice = lattice_matrix(cells, self.config.trunk.resolution_px)
+        self._grid_centre = grid.centre
+        self.register_buffer("lattice", lattice, persistent=False)
+        self.register_buffer("grid_vertices", grid.vertices * scale, persistent=False)
+        for name in ("tets", "edges", "tet_edges", "boundary"):
+            self.register_buffer(f"grid_{name}", getattr(grid, name), persistent=False)
+
+    @property
+    def grid(self) -> TetGrid:
+        """The tetrahedral grid, on the module's device, in world units."""
+        return TetGrid(
+            cells=self.config.grid.num_cells,
+            centre=self._grid_centre,
+            vertices=self.grid_vertices,
+            tets=self.grid_tets,
+            edges=self.grid_edges,
+            tet_edges=self.grid_tet_edges,
+            boundary=self.grid_boundary,
+        )
+
+    # Styles
+
+    def map(
+        self,
+        z_geo: Tensor,  # [N, W] standard normal
+        z_tex: Tensor,  # [N, W] standard normal
+    ) -> Latents:
+        """Map latents to styles, the same vector for each slot. No side effect."""
+        geo, tex = self.mapping_geo(z_geo), self.mapping_tex(z_tex)
+        return Latents(
+            geo=geo[:, None].expand(-1, self.config.num_ws_geo, -1),
+            tex=tex[:, None].expand(-1, self.config.num_ws_tex, -1),
+        )
+
+    def mix(self, a: Latents, b: Latents, cut_geo: int | None, cut_tex: int | None) -> Latents:
+        """Take the slots below each cut from ``a`` and the others from ``b``; no cut: all from ``a``."""
+        return mapping.mix(a, b, cut_geo, cut_tex)
+
+    def truncate(self, latents: Latents, psi: float) -> Latents:
+        """Move styles towards their running means: all the way for psi 0, not at all for psi 1."""
+        return Latents(
+            geo=mapping.truncate(latents.geo, self.w_avg_geo, psi),
+            tex=mapping.truncate(latents.tex, self.w_avg_tex, psi),
+        )
+
+    def w_mean(self, latents: Latents) -> Tensor:  # [2 W] geometry, texture
+        """Return the mean style of a batch, taken from the first slot: what mixing leaves alone."""
+        return torch.cat([latents.geo[:, 0].mean(dim=0), latents.tex[:, 0].mean(dim=0)]).detach()
+
+    @torch.no_grad()
+    def update_w_avg(self, mean: Tensor, beta: float = W_AVG_BETA) -> None:
+        """Move the running means towards the mean style of a batch; ``beta`` 0 replaces them."""
+        for average, fresh in zip((self.w_avg_geo, self.w_avg_tex), mean.chunk(2), strict=True):
+            average.copy_(fresh.lerp(average, beta))
+
+    # Geometry
+
+    def planes(self, latents: Latents) -> Planes:
+        """Compute the planes: most of the work, needed once for all views of a shape."""
+        planes: Planes = self.trunk(latents)
+        return planes
+
+    def shapes(self, latents: Latents, *, closed: bool = False) -> Shapes:
+        """Compute planes, distances and meshes; ``closed`` forces the box's boundary outside."""
+        planes = self.planes(latents)
+        sdf, deformation = self._geometry(planes, latents)
+        sdf, deformation, penalty = tets.repair_empty(sdf, deformation, self.grid)
+        if closed or self.config.grid.close_boundary:
+            sdf = tets.close_boundary(sdf, self.grid)
+        return Shapes(
+            planes=planes,
+            sdf=sdf,
+            deformation=deformation,
+            meshes=tets.marching_tets(self.grid_vertices + deformation, sdf, self.grid),
+            penalty=penalty,
+            sdf_entropy=tets.sdf_entropy(sdf, self.grid_edges),
+        )
+
+    def meshes(self, latents: Latents) -> list[tuple[Tensor, Tensor]]:
+        """Return closed surfaces: vertices [V, 3] in world units and faces [F, 3], for each sample."""
+        packed = self.shapes(latents, closed=True).meshes
+        return [packed.mesh(i) for i in range(len(packed))]
+
+    def _geometry(self, planes: Planes, latents: Latents) -> tuple[Tensor, Tensor]:  # [N, V], [N, V, 3]
+        config, grid = self.config.fields, self.config.grid
+        features = lattice_features(planes.geo, self.lattice, grid.num_cells)
+        ws = latents.geo[:, -(config.num_hidden + 1) :]
+        sdf = self.sdf_field.evaluate(features, self.sdf_field.matrices(ws))[:, :, 0] * config.sdf_gain
+        if config.sphere_gain:
+            sdf = sdf + config.sphere_gain * (config.sphere_radius - self.grid_vertices.norm(dim=1))
+        raw = self.deformation_field.evaluate(features, self.deformation_field.matrices(ws))
+        return sdf, torch.tanh(raw) * (grid.max_deformation / grid.num_cells)
+
+    # Appearance
+
+    def colours(
+        self,
+        planes: Planes,
+        latents: Latents,
+        sample_index: Tensor,  # [P] int64, never decreasing: whose point it is
+        points: Tensor,  # [P, 3] world
+    ) -> Tensor:  # [P, 3] about [-1, 1]
+        """Return the texture at points, without a gradient to their position."""
+        return self._limit(self._tints(planes, latents, sample_index, points) + self.colour.bias)
+
+    def _tints(
+        self, planes: Planes, latents: Latents, sample_index: Tensor, points: Tensor
+    ) -> Tensor:  # [P, 3]
+        """Return how points differ from the background."""
+        ws = latents.tex[:, -(self.config.fields.num_hidden + 1) :]
+        field, colour = self.texture_field.matrices(ws), self.colour.matrices(ws[:, -1])
+        places = (points.detach() * (2 / self.config.grid.scale)).clamp(-1, 1)
+        tints = []
+        for i, own in enumerate(places.split(_counts(sample_index, len(colour)))):
+            features = point_features(planes.tex[i], own)[None]
+            texture = self.texture_field.evaluate(features, [matrix[i : i + 1] for matrix in field])
+            tints.append(texture[0] @ colour[i])
+        return torch.cat(tints)
+
+    def _limit(self, colours: Tensor) -> Tensor:
+        return colours.clamp(-_COLOUR_LIMIT, _COLOUR_LIMIT)
+
+    # Images
+
+    def render(
+        self,
+        latents: Latents,
+        cameras: Tensor,  # [N, 2] azimuth, polar, radians
+        image_size_px: int | None = None,
+    ) -> Rendered:
+        """Render each sample from its own camera."""
+        shapes = self.shapes(latents)
+        return Rendered(image=self.image(shapes, latents, cameras, image_size_px), shapes=shapes)
+
+    def render_views(
+        self,
+        latents: Latents,
+        cameras: Tensor,  # [N, K, 2] azimuth, polar, radians
+        image_size_px: int | None = None,
+    ) -> Rendered:
+        """Render each sample from K cameras; planes and meshes are computed once."""
+        shapes = self.shapes(latents)
+        views = [self.image(shapes, latents, view, image_size_px) for view in cameras.unbind(1)]
+        return Rendered(image=torch.stack(views, dim=1), shapes=shapes)
+
+    def image(
+        self,
+        shapes: Shapes,
+        latents: Latents,
+        cameras: Tensor,  # [N, 2]
+        image_size_px: int | None = None,
+    ) -> Tensor:  # [N, 4, H, W]
+        """Render shapes that were computed before, each from one camera."""
+        surface = self._surface(shapes, cameras, image_size_px or self.config.render.image_size_px)
+        tints = self._tints(shapes.planes, latents, surface.frag.batch, surface.position)
+        rgb = self._limit(raster.to_image(surface.frag, tints) + self.colour.bias)
+        return torch.cat([rgb, surface.hard], dim=3).permute(0, 3, 1, 2)
+
+    def _surface(self, shapes: Shapes, cameras: Tensor, size_px: int) -> Surface:
+        config = self.config.render
+        matrices = clip_matrices(cameras[:, 0], cameras[:, 1], radius=config.radius, fov_deg=config.fov_deg)
+        return raster.render_meshes(shapes.meshes, matrices, (size_px, size_px))
+
+
+def _counts(sample_index: Tensor, num_samples: int) -> list[int]:
+    """Return how many points each sample has."""
+    bounds = torch.arange(num_samples + 1, device=sample_index.device)
+    ends = torch.searchsorted(sample_index.contiguous(), bounds)
+    counts: list[int] = ends.diff().tolist()
+    return counts
