@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """Flat form of both layouts: image b draws `count[b]` triangles from `first[b]`; `offset` shifts vertices."""
+    """Flat form of both layouts: image b draws `count[b]` triangles from `first[b]`, vertices shifted."""
 
     pos: Tensor  # [M, 4] clip space
     tri: Tensor  # [F, 3] int32

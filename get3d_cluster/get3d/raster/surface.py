@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from get3d_cluster.get3d.raster.antialias import Blends, blend, blends
 from get3d_cluster.get3d.raster.fragments import Fragments, barycentrics, fragments, interpolate, to_image
 from get3d_cluster.get3d.raster.meshes import Meshes, pack
+from get3d_cluster.get3d.raster.silhouette import Mode
+from get3d_cluster.get3d.raster.topology import topology
 from get3d_cluster.get3d.raster.visibility import visibility
 
 
@@ -18,7 +21,9 @@ class Surface:
     frag: Fragments
     position: Tensor  # [P, 3] world, differentiable in the vertices
     hard: Tensor  # [B, H, W, 1] 1 where covered, else 0
+    soft: Tensor  # [B, H, W, 1] antialiased: the outline's gradient to the vertices
     depth: Tensor  # [P] z/w, detached
+    blends: Blends  # what made `soft` of `hard`; `blend(colour, surface.blends.detach())` does the same to colours
 
 
 def render_surface(
@@ -27,11 +32,13 @@ def render_surface(
     clip_matrix: Tensor,  # [B, 4, 4] world to clip
     size: tuple[int, int],
     *,
+    mode: Mode = "walk",
     backend: str = "auto",
 ) -> Surface:
     """Render one mesh from B cameras."""
     pos_clip = to_clip(verts[None], clip_matrix[:, None])
-    return _render(verts[None], pos_clip, tri, visibility(pos_clip, tri, size, backend=backend))
+    ids = visibility(pos_clip, tri, size, backend=backend)
+    return _render(verts[None], pos_clip, tri, ids, mode, backend)
 
 
 def render_meshes(
@@ -39,6 +46,7 @@ def render_meshes(
     clip_matrices: Tensor,  # [N, 4, 4] world to clip, one camera a mesh
     size: tuple[int, int],
     *,
+    mode: Mode = "walk",
     backend: str = "auto",
 ) -> Surface:
     """Render N meshes of any topology, each from its own camera, in one call.
@@ -53,7 +61,7 @@ def render_meshes(
     counts = packed.vert_ranges[:, 1].to(clip_matrices.device)
     pos_clip = to_clip(packed.verts, clip_matrices.repeat_interleave(counts, dim=0))
     ids = visibility(pos_clip, packed.faces, size, ranges=packed.face_ranges, backend=backend)
-    return _render(packed.verts, pos_clip, packed.faces, ids)
+    return _render(packed.verts, pos_clip, packed.faces, ids, mode, backend)
 
 
 def to_clip(
@@ -65,8 +73,19 @@ def to_clip(
     return x * matrix[..., 0] + y * matrix[..., 1] + z * matrix[..., 2] + matrix[..., 3]
 
 
-def _render(verts: Tensor, pos_clip: Tensor, tri: Tensor, tri_id: Tensor) -> Surface:
+def _render(
+    verts: Tensor, pos_clip: Tensor, tri: Tensor, tri_id: Tensor, mode: Mode, backend: str
+) -> Surface:
     frag = fragments(tri_id, pos_clip, tri)
     bary, depth = barycentrics(frag, pos_clip)
     hard = to_image(frag, torch.ones_like(depth)[:, None])
-    return Surface(frag=frag, position=interpolate(frag, bary, verts), hard=hard, depth=depth)
+    topo = topology(tri, pos_clip.shape[-2], backend=backend)
+    outline = blends(frag, depth, pos_clip, tri, topo, mode=mode, backend=backend)
+    return Surface(
+        frag=frag,
+        position=interpolate(frag, bary, verts),
+        hard=hard,
+        soft=blend(hard, outline),
+        depth=depth,
+        blends=outline,
+    )

@@ -6,19 +6,15 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from get3d_cluster.get3d.raster import visibility
 from get3d_cluster.get3d.raster.inputs import Scene
-
-# numba freezes module constants; named here because it cannot look into another module.
-_SUBPIXELS, _HALF = visibility.SUBPIXELS, visibility.HALF
-_DEPTH_STEPS, _ID_BITS = visibility.DEPTH_STEPS, visibility.ID_BITS
+from get3d_cluster.get3d.raster.visibility import DEPTH_STEPS, HALF, ID_BITS, NOTHING, SUBPIXELS, Snapped
 
 Ints = NDArray[np.int64]
 
 
-def nearest_keys(what: Scene, snapped: visibility.Snapped) -> Tensor:
+def nearest_keys(what: Scene, snapped: Snapped) -> Tensor:
     """Return [B, H, W] int64: the least (depth, triangle) key of each pixel."""
-    key = torch.full((len(what.first), *what.size), visibility.NOTHING, dtype=torch.int64)
+    key = torch.full((len(what.first), *what.size), NOTHING, dtype=torch.int64)
     vertices = (snapped.x.numpy(), snapped.y.numpy(), snapped.z.numpy(), snapped.ok.numpy())
     runs = torch.stack([what.first, what.count, what.offset], dim=1).numpy()
     _paint(key.numpy(), *vertices, what.tri.contiguous().numpy(), runs)
@@ -42,10 +38,10 @@ def _paint(  # noqa: C901  # one loop nest: a call per pixel would cost more tha
             i, j, k = tri[f, 0] + offset, tri[f, 1] + offset, tri[f, 2] + offset
             if not (ok[i] and ok[j] and ok[k]):
                 continue
-            left = max(0, -((_HALF - min(xs[i], xs[j], xs[k])) // _SUBPIXELS))
-            right = min(width - 1, (max(xs[i], xs[j], xs[k]) - _HALF) // _SUBPIXELS)
-            top = max(0, -((_HALF - min(ys[i], ys[j], ys[k])) // _SUBPIXELS))
-            bottom = min(height - 1, (max(ys[i], ys[j], ys[k]) - _HALF) // _SUBPIXELS)
+            left = max(0, -((HALF - min(xs[i], xs[j], xs[k])) // SUBPIXELS))
+            right = min(width - 1, (max(xs[i], xs[j], xs[k]) - HALF) // SUBPIXELS)
+            top = max(0, -((HALF - min(ys[i], ys[j], ys[k])) // SUBPIXELS))
+            bottom = min(height - 1, (max(ys[i], ys[j], ys[k]) - HALF) // SUBPIXELS)
             if left > right or top > bottom:
                 continue
             area = (xs[j] - xs[i]) * (ys[k] - ys[i]) - (ys[j] - ys[i]) * (xs[k] - xs[i])
@@ -60,9 +56,9 @@ def _paint(  # noqa: C901  # one loop nest: a call per pixel would cost more tha
             least1 = 0 if ey1 < 0 or (ey1 == 0 and ex1 < 0) else 1
             least2 = 0 if ey2 < 0 or (ey2 == 0 and ex2 < 0) else 1
             for row in range(top, bottom + 1):
-                gy = row * _SUBPIXELS + _HALF
+                gy = row * SUBPIXELS + HALF
                 for column in range(left, right + 1):
-                    gx = column * _SUBPIXELS + _HALF
+                    gx = column * SUBPIXELS + HALF
                     e0 = ex0 * (gy - ys[j]) - ey0 * (gx - xs[j])
                     e1 = ex1 * (gy - ys[k]) - ey1 * (gx - xs[k])
                     e2 = ex2 * (gy - ys[i]) - ey2 * (gx - xs[i])
@@ -71,6 +67,6 @@ def _paint(  # noqa: C901  # one loop nest: a call per pixel would cost more tha
                     z = (float(e0) * zs[i] + float(e1) * zs[j] + float(e2) * zs[k]) / float(area)
                     if not -1.0 <= z <= 1.0:
                         continue
-                    depth = min(int(np.floor((z + 1.0) * _DEPTH_STEPS)), (1 << 31) - 1)
-                    mine = (depth << _ID_BITS) | f
+                    depth = min(int(np.floor((z + 1.0) * DEPTH_STEPS)), (1 << 31) - 1)
+                    mine = (depth << ID_BITS) | f
                     key[b, row, column] = min(key[b, row, column], mine)
