@@ -104,7 +104,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.keep_last < 2:
-            raise ValueError(f"keep_last={self.keep_last} must be at least 2: a damaged newest needs an older one")
+            raise ValueError(
+                f"keep_last={self.keep_last} must be at least 2: a damaged newest needs an older one"
+            )
         for name in ("every_s", "every_steps", "keep_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")

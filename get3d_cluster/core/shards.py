@@ -23,7 +23,9 @@ def shards_of(rank: int, world_size: int, num_shards: int) -> range:
     Raises: ValueError if there are more workers than shards.
     """
     if not 1 <= world_size <= num_shards:
-        raise ValueError(f"{world_size} workers cannot share num_shards={num_shards}: use 1 to {num_shards} workers")
+        raise ValueError(
+            f"{world_size} workers cannot share num_shards={num_shards}: use 1 to {num_shards} workers"
+        )
     each, more = divmod(num_shards, world_size)
     first = rank * each + min(rank, more)
     return range(first, first + each + (rank < more))

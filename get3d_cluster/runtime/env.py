@@ -42,7 +42,9 @@ def read_worker_env() -> WorkerEnv:
         scheduler_job=os.environ.get("GET3D_SCHEDULER_JOB", ""),
     )
     if not 0 <= env.rank < env.world_size:
-        raise UsageError(f"RANK={env.rank} is outside WORLD_SIZE={env.world_size}", "set both, or neither to run alone")
+        raise UsageError(
+            f"RANK={env.rank} is outside WORLD_SIZE={env.world_size}", "set both, or neither to run alone"
+        )
     return env
 
 
@@ -77,11 +79,6 @@ def queue_folder() -> Path:
 def num_slots() -> int:
     """Return how many cores the local scheduler gives out: GET3D_SLOTS, or those this process may use."""
     return _number("GET3D_SLOTS", len(os.sched_getaffinity(0)))
-
-
-def fault_point() -> str:
-    """Return the place at which a test wants this process to die (GET3D_FAULT), or an empty text."""
-    return os.environ.get("GET3D_FAULT", "")
 
 
 def host() -> str:
@@ -133,8 +130,8 @@ class ProcessId:
 
 def numeric_fingerprint() -> dict[str, Any]:
     """Return what decides the bits of a computation: versions, threads, instruction set. Imports torch."""
-    import numpy as np  # noqa: PLC0415  torch-free processes import this module too
-    import torch  # noqa: PLC0415
+    import numpy as np
+    import torch
 
     cuda = torch.cuda.is_available()
     return {
@@ -153,7 +150,11 @@ def numeric_fingerprint() -> dict[str, Any]:
 
 def describe() -> dict[str, Any]:
     """Return what an attempt ran on, for env.json. No secrets: variables by name only where they are ours."""
-    ours = {key: value for key, value in os.environ.items() if key.startswith(("GET3D_", "SLURM_", "OMP_", "CUDA_VISIBLE"))}
+    ours = {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith(("GET3D_", "SLURM_", "OMP_", "CUDA_VISIBLE"))
+    }
     return {
         "host": host(),
         "boot": boot_id(),

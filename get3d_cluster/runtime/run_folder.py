@@ -20,6 +20,7 @@ class RunFolder:
         self.code_dir = self.path / "code"
         self.lease_path = self.path / "lease.json"
         self.done_path = self.path / "DONE"
+        self.progress_path = self.path / "progress.json"
         self.attempts_dir = self.path / "attempts"
         self.checkpoints_dir = self.path / "checkpoints"
         self.events_path = self.path / "events.jsonl"
@@ -33,7 +34,9 @@ class RunFolder:
         """Return the run at ``path``. Raises: UsageError if there is none."""
         run = cls(path)
         if not run.spec_path.is_file():
-            raise UsageError(f"{path} is no run: it has no spec.json", "list runs with: python launch.py status")
+            raise UsageError(
+                f"{path} is no run: it has no spec.json", "list runs with: python launch.py status"
+            )
         return run
 
     @property
@@ -98,8 +101,10 @@ class RunFolder:
         """File in which a scheduler says why it is about to stop ``attempt``: cause and grace_s."""
         return self.attempt_dir(attempt) / "notice.json"
 
-    def newest_step(self) -> int:
-        """Return the step of the newest published checkpoint, by its name alone; 0 if there is none."""
+    def saved_step(self) -> int:
+        """Return how far the run would come back: its newest checkpoint by name, or the items it has done."""
+        if self.progress_path.is_file() and self.spec().kind == "items":
+            return int(read_json(self.progress_path).get("step", 0))
         if not self.checkpoints_dir.is_dir():
             return 0
         names = [path.name for path in self.checkpoints_dir.glob("step-*") if path.name[5:].isdigit()]
@@ -113,7 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "is this the folder of a run?") from error
     except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}", "restore the file from a copy of the run") from error
+        raise UsageError(
+            f"{path} is not valid JSON: {error}", "restore the file from a copy of the run"
+        ) from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds no JSON object", "restore the file from a copy of the run")
     return data

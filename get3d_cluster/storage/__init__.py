@@ -8,9 +8,9 @@ from get3d_cluster.storage.base import Storage
 def open_storage(location: str | Path) -> Storage:
     """Return the storage for a folder, or for a URL such as ``s3://bucket/run``."""
     if "://" in str(location):
-        from get3d_cluster.storage.remote import RemoteStorage  # noqa: PLC0415  fsspec is slow to import
+        from get3d_cluster.storage.remote import RemoteStorage
 
         return RemoteStorage(str(location))
-    from get3d_cluster.storage.local import LocalStorage  # noqa: PLC0415
+    from get3d_cluster.storage.local import LocalStorage
 
     return LocalStorage(Path(location))

@@ -7,7 +7,10 @@ Data = bytes | bytearray | memoryview
 
 
 class Storage(Protocol):
-    """Write, read, list, delete, and two for the unhappy day. ``name`` is a relative path such as ``step-000000100``; it stands for a group of files."""
+    """Write, read, list, delete, and two for the unhappy day.
+
+    ``name`` is a relative path such as ``step-000000100``; it stands for a group of files.
+    """
 
     def write(self, name: str, files: Mapping[str, Data | Sequence[Data]]) -> None:
         """Publish ``files`` as ``name``: afterwards all of them are durable, or none is visible.

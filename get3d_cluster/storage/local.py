@@ -67,7 +67,9 @@ class LocalStorage:
     def list(self) -> list[str]:
         if not self.root.is_dir():
             return []
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(
+            path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
 
     def delete(self, name: str) -> None:
         shutil.rmtree(self.root / name, ignore_errors=True)

@@ -29,11 +29,17 @@ class RemoteStorage:
             for file in sorted(files, key=lambda file: file == LAST):
                 data = files[file]
                 parts = [data] if isinstance(data, Data) else data
-                self._fs.pipe_file(f"{self._root}/{name}/{file}", b"".join(bytes(part) for part in parts), mode="create")
+                self._fs.pipe_file(
+                    f"{self._root}/{name}/{file}", b"".join(bytes(part) for part in parts), mode="create"
+                )
         except FileExistsError as error:
-            raise StorageError(f"{self.url}/{name} exists already: {error}", "another attempt wrote it; resume from it") from error
+            raise StorageError(
+                f"{self.url}/{name} exists already: {error}", "another attempt wrote it; resume from it"
+            ) from error
         except OSError as error:
-            raise StorageError(f"cannot write {self.url}/{name}: {error}", "check the credentials and the space there") from error
+            raise StorageError(
+                f"cannot write {self.url}/{name}: {error}", "check the credentials and the space there"
+            ) from error
 
     def read(self, name: str, file: str) -> memoryview:
         return memoryview(self._fs.cat_file(f"{self._root}/{name}/{file}"))

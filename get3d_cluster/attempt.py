@@ -1,0 +1,220 @@
+"""What a worker does in an attempt: find its job, build the session, run it, say how it ended, leave in order.
+
+The order of leaving: saved and published; outcome.json written; lease given back; the requeue last, undisturbed.
+"""
+
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from get3d_cluster.config import find_job, read_run_config
+from get3d_cluster.core.job import Cause, Outcome
+from get3d_cluster.core.policy import Action, after_attempt
+from get3d_cluster.dist.group import Group, SoloGroup, meet
+from get3d_cluster.errors import ExitCode, Get3dError, UsageError
+from get3d_cluster.runtime import lease, loop
+from get3d_cluster.runtime.checkpoint import Checkpoints
+from get3d_cluster.runtime.env import describe, host, read_worker_env
+from get3d_cluster.runtime.events import EventLog, MetricLog
+from get3d_cluster.runtime.notices import Notices
+from get3d_cluster.runtime.run_folder import RunFolder, write_json
+from get3d_cluster.runtime.session import Session
+from get3d_cluster.schedulers import open_scheduler
+from get3d_cluster.schedulers.base import StopReason
+from get3d_cluster.storage import open_storage
+
+FIRST_ERROR_S = 1.0
+"""How long a failing rank 0 waits for the word of a rank that failed first and took it along."""
+
+_CAUSES = {
+    ExitCode.FENCED: Cause.FENCED,
+    ExitCode.HELD: Cause.DIVERGED,
+    ExitCode.STORAGE: Cause.CRASHED,
+    ExitCode.BUG: Cause.CRASHED,
+}
+
+
+def run_worker(arguments: list[str], notices: Notices) -> int:
+    """Run one worker of a run's attempt; return its exit code. Errors that a person can act on are printed short."""
+    try:
+        if len(arguments) != 1:
+            raise UsageError(
+                "the worker takes one argument, the folder of a run", "python -m get3d_cluster.worker RUN"
+            )
+        return _Worker(Path(arguments[0]), notices).run()
+    except Get3dError as error:
+        _complain(error)
+        return int(error.exit_code)
+
+
+class _Worker:
+    """One worker from its start to its exit code."""
+
+    def __init__(self, path: Path, notices: Notices) -> None:
+        self._begun_s = time.monotonic()
+        self._notices = notices
+        self._run = RunFolder.open(path)
+        self._env = read_worker_env()
+        self._spec = self._run.spec()
+        self._job = find_job(self._spec.job)
+        self._config: Any = read_run_config(self._job.Config, self._run.config_path)
+        self._attempt = self._env.attempt
+        self._lease: lease.Lease | None = None
+        self._digest = ""
+
+    def run(self) -> int:
+        if self._run.is_done():
+            print(f"{self._run.path} is done already", flush=True)
+            return int(ExitCode.FINISHED)
+        if self._env.rank == 0:
+            self._take_over()
+        outcome = self._outcome_of_work()
+        if self._env.rank == 0:
+            self._leave(outcome)
+        return outcome.exit_code
+
+    def _take_over(self) -> None:
+        """Become the one attempt that may publish. Raises: FencedError, UsageError."""
+        if not self._attempt:
+            if self._env.world_size > 1:
+                raise UsageError(
+                    "GET3D_ATTEMPT is not set although WORLD_SIZE > 1", "start it by launch.py submit"
+                )
+            lease.refuse_second_copy(self._run.lease_path)
+            self._attempt = self._run.new_attempt()
+        self._lease = lease.Lease(self._run.lease_path, self._attempt)
+        self._lease.acquire()
+        write_json(self._run.attempt_dir(self._attempt) / "env.json", describe())
+
+    def _outcome_of_work(self) -> Outcome:
+        start_step = self._run.saved_step()
+        try:
+            return self._ended_well(self._work())
+        except Get3dError as error:
+            _complain(error)
+            cause = _CAUSES.get(error.exit_code, Cause.REFUSED)
+            return self._outcome(cause, error.exit_code, start_step, message=error.what)
+        except Exception as error:  # noqa: BLE001  a bug must leave an outcome, too
+            traceback.print_exc()
+            first = self._first_error(f"{type(error).__name__}: {str(error)[:500]}")
+            return self._outcome(Cause.CRASHED, ExitCode.BUG, start_step, message=first)
+
+    def _work(self) -> loop.Ended:
+        session = self._session(self._meet())
+        if self._env.rank == 0:
+            session.events.write("attempt-start", world_size=self._env.world_size, host=host())
+        work = self._job.make(self._config, session)
+        if self._spec.kind == "items":
+            return loop.run_items(work, session)
+        checkpoints = Checkpoints(
+            open_storage(self._run.checkpoints_dir), self._config.checkpoint, self._check_owner
+        )
+        ended = loop.run_steps(
+            work, session, checkpoints, self._config.checkpoint, lambda: self._stop_reason().grace_s
+        )
+        session.group.close()
+        return ended
+
+    def _check_owner(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    def _meet(self) -> Group:
+        env = self._env
+        if self._spec.kind == "items":
+            return SoloGroup(env.rank, env.world_size)
+        folder = self._run.attempt_dir(self._attempt)
+        port = self._config.resources.port
+        return meet(folder, env.rank, env.world_size, host=host(), port=port, device=self._device())
+
+    def _device(self) -> str:
+        return f"cuda:{self._env.local_rank}" if self._config.resources.gpus_per_worker else "cpu"
+
+    def _session(self, group: Group) -> Session:
+        return Session(
+            run=self._run,
+            attempt=self._attempt,
+            group=group,
+            resources=self._config.resources,
+            notices=self._notices,
+            events=EventLog(self._run.events_path, self._attempt, self._env.rank),
+            metrics=MetricLog(self._run.metrics_path, enabled=self._env.rank == 0),
+            device=self._device(),
+        )
+
+    def _stop_reason(self) -> StopReason:
+        if not self._env.attempt:
+            return StopReason(cause=Cause.SUSPENDED)
+        return open_scheduler(self._spec.scheduler).stop_reason(self._run, self._attempt)
+
+    def _ended_well(self, ended: loop.Ended) -> Outcome:
+        self._digest = ended.digest
+        start, end, saved = ended.start_step, ended.step, ended.saved_step
+        if ended.end is loop.End.FINISHED:
+            return self._outcome(Cause.FINISHED, ExitCode.FINISHED, start, end_step=end, saved_step=saved)
+        code, message = ExitCode.SUSPENDED, f"saved at step {saved}"
+        if ended.end is loop.End.SUSPENDED_PERIODIC:
+            code = ExitCode.SUSPENDED_PERIODIC
+            message = f"no time to save: {end - saved} steps since step {saved} will be done again"
+        cause = self._stop_reason().cause
+        code = ExitCode.CANCELLED if cause is Cause.CANCELLED else code
+        return self._outcome(cause, code, start, message=message, end_step=end, saved_step=saved)
+
+    def _outcome(
+        self, cause: Cause, code: ExitCode, start_step: int, *, message: str = "", **steps: int
+    ) -> Outcome:
+        saved = self._run.saved_step()
+        return Outcome(
+            attempt=self._attempt,
+            cause=cause,
+            exit_code=int(code),
+            start_step=start_step,
+            end_step=steps.get("end_step", saved),
+            saved_step=steps.get("saved_step", saved),
+            seconds=round(time.monotonic() - self._begun_s, 2),
+            message=message,
+            world_size=self._env.world_size,
+            hosts=(host(),),
+        )
+
+    def _first_error(self, message: str) -> str:
+        """Leave this rank's error; return that of the rank which failed first, since it took the others along."""
+        folder = self._run.attempt_dir(self._attempt)
+        (folder / f"error.rank{self._env.rank:04d}.txt").write_text(f"rank {self._env.rank}: {message}")
+        if self._env.rank == 0 and self._env.world_size > 1:
+            time.sleep(FIRST_ERROR_S)
+        first = min(folder.glob("error.rank*.txt"), key=lambda path: path.stat().st_mtime)
+        return first.read_text()
+
+    def _leave(self, outcome: Outcome) -> None:
+        self._log_end(outcome)
+        self._run.write_outcome(outcome)
+        if self._lease:
+            self._lease.release()
+        self._notices.ignore()
+        decision = after_attempt(self._run.outcomes(), self._config.retry)
+        if decision.action is Action.REQUEUE and self._env.attempt:
+            open_scheduler(self._spec.scheduler).requeue(self._run, self._config.resources, decision.delay_s)
+
+    def _log_end(self, outcome: Outcome) -> None:
+        events = EventLog(self._run.events_path, self._attempt, 0)
+        if outcome.cause is Cause.FINISHED:
+            events.write("finish", step=outcome.end_step, digest=self._digest)
+            done = {
+                "step": outcome.end_step,
+                "digest": self._digest,
+                "attempt": self._attempt,
+                "t": time.time(),
+            }
+            write_json(self._run.done_path, done)
+        elif outcome.exit_code in (ExitCode.SUSPENDED, ExitCode.SUSPENDED_PERIODIC, ExitCode.CANCELLED):
+            stop = {"cause": outcome.cause, "signal": self._notices.signal_name, "step": outcome.end_step}
+            events.write("suspend", **stop, saved_step=outcome.saved_step, digest=self._digest)
+        else:
+            events.write("crash", step=outcome.saved_step, cause=outcome.cause, error=outcome.message)
+
+
+def _complain(error: Get3dError) -> None:
+    print(error.what, *([error.way_out] if error.way_out else []), sep="\n", file=sys.stderr, flush=True)

@@ -1,0 +1,302 @@
+"""Checkpoints: a nested state <-> verified files, written whole or not at all, read back newest first.
+
+A checkpoint is a group ``step-000000123`` of files in a storage: one safetensors file for each part of the state that
+holds tensors, ``state.json`` for everything else, and ``manifest.json`` with size and xxh3-128 of each file, the
+SHA-256 of the whole state, and its own digest. No pickle anywhere.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from get3d_cluster.core.job import FORMAT, CheckpointConfig
+from get3d_cluster.core.policy import to_delete
+from get3d_cluster.errors import CheckpointError
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.storage import open_storage
+from get3d_cluster.storage.base import Storage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+REST = "state.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A published checkpoint."""
+
+    step: int
+    digest: str
+    """SHA-256 of the whole state."""
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A checkpoint read back and verified."""
+
+    step: int
+    state: dict[str, Any]
+    meta: dict[str, Any]
+    digest: str
+    damaged: tuple[str, ...] = ()
+    """What was wrong with newer ones, which were set aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """One line of ``launch.py checkpoints``."""
+
+    step: int
+    epoch: int
+    images: int
+    num_bytes: int
+    t: float
+    """Wall-clock time of writing, for display only."""
+    digest: str
+    state: str
+    """``ok``, ``damaged`` or ``unverified``."""
+    problem: str = ""
+
+
+class Checkpoints:
+    """The checkpoints of one run. Rank 0 saves; every rank loads."""
+
+    def __init__(self, storage: Storage, config: CheckpointConfig, check_owner: Callable[[], None]) -> None:
+        self._storage = storage
+        self._config = config
+        self._check_owner = check_owner
+
+    def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> Saved:
+        """Publish ``state`` as the checkpoint of ``step``, then let old ones go.
+
+        Raises: FencedError if another attempt owns the run; StorageError, after which older checkpoints stand.
+        """
+        start = time.monotonic()
+        files = encode(state)
+        digest = state_digest(state)
+        sizes = {
+            name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
+            for name, data in files.items()
+        }
+        body = {
+            "format": FORMAT,
+            "step": step,
+            "t": time.time(),
+            "digest": digest,
+            "files": sizes,
+            "meta": dict(meta),
+        }
+        self._check_owner()
+        if _name(step) not in self._storage.list():
+            self._storage.write(_name(step), {**files, MANIFEST: _signed(body)})
+        self._prune()
+        num_bytes = sum(len(data) for data in files.values())
+        return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
+
+    def load(self) -> Loaded | None:
+        """Return the newest checkpoint that verifies; damaged ones are set aside. None if there never was one.
+
+        Raises: CheckpointError if there are checkpoints but every one is damaged.
+        """
+        self._storage.clean()
+        problems: list[str] = []
+        for name in reversed(self._storage.list()):
+            try:
+                loaded = self.read(name)
+            except DamagedError as error:
+                where = self._storage.set_aside(name)
+                problems.append(f"{error}; set aside as {where}")
+                continue
+            return Loaded(
+                step=loaded.step,
+                state=loaded.state,
+                meta=loaded.meta,
+                digest=loaded.digest,
+                damaged=tuple(problems),
+            )
+        if problems:
+            raise CheckpointError(
+                f"no usable checkpoint: {'; '.join(problems)}",
+                "restore one from a copy, or start over under another --name",
+            )
+        return None
+
+    def read(self, name: str) -> Loaded:
+        """Return one verified checkpoint. Raises: DamagedError."""
+        manifest, files = _verified(self._storage, name)
+        state = decode(files)
+        return Loaded(step=manifest["step"], state=state, meta=manifest["meta"], digest=manifest["digest"])
+
+    def read_step(self, step: int) -> Loaded:
+        """Return the verified checkpoint of ``step``. Raises: DamagedError."""
+        return self.read(_name(step))
+
+    def _prune(self) -> None:
+        for step in to_delete([_step(name) for name in self._storage.list()], self._config):
+            self._storage.delete(_name(step))
+
+
+def list_checkpoints(run: RunFolder, *, verify: bool = False) -> list[CheckpointInfo]:
+    """Return the published checkpoints of a run, oldest first; with ``verify`` every byte is checked. No torch."""
+    storage = open_storage(run.checkpoints_dir)
+    return [_info(storage, name, verify=verify) for name in storage.list()]
+
+
+def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files that hold ``state``: one per top-level name with tensors, and the rest as JSON."""
+    from safetensors.torch import save
+
+    parts: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Any] = {}
+    for path, leaf in flatten(state):
+        if _is_tensor(leaf):
+            parts.setdefault(path[0], {})["/".join(path[1:])] = leaf.detach().cpu().contiguous()
+        else:
+            _put(rest, path, leaf)
+    files = {f"{name}.safetensors": save(tensors) for name, tensors in parts.items()}
+    return {**files, REST: json.dumps(rest, sort_keys=True).encode()}
+
+
+def decode(files: Mapping[str, memoryview]) -> dict[str, Any]:
+    """Return the state that ``encode`` wrote."""
+    from safetensors.torch import load
+
+    state: dict[str, Any] = json.loads(bytes(files[REST]))
+    for file, data in files.items():
+        if file == REST:
+            continue
+        for key, tensor in load(bytes(data)).items():
+            _put(state, [file.removesuffix(".safetensors"), *(key.split("/") if key else [])], tensor)
+    return state
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a whole state: names, types, shapes and bytes of every leaf, in sorted order."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(state), key=lambda item: item[0]):
+        if _is_tensor(leaf):
+            tensor = leaf.detach().cpu().contiguous()
+            digest.update(f"{'/'.join(path)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(memoryview(tensor.reshape(-1).view(_bytes_type()).numpy()))
+        else:
+            digest.update(f"{'/'.join(path)} {json.dumps(leaf, sort_keys=True)}\n".encode())
+    return digest.hexdigest()
+
+
+def flatten(state: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the leaves of nested mappings with their paths.
+
+    Raises: TypeError for a key that is no text, or has a slash.
+    """
+    leaves: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in state.items():
+        if "/" in str(key) or type(key) is not str:
+            raise TypeError(
+                f"state key {key!r} below {'/'.join(path) or 'the top'} must be a text without a slash"
+            )
+        if isinstance(value, Mapping) and value:
+            leaves += flatten(value, (*path, key))
+        else:
+            leaves.append(((*path, key), dict(value) if isinstance(value, Mapping) else value))
+    return leaves
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], leaf: object) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
+
+
+def _is_tensor(leaf: object) -> bool:
+    return hasattr(leaf, "detach")
+
+
+def _bytes_type() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _signed(body: dict[str, Any]) -> bytes:
+    text = json.dumps(body, indent=1, sort_keys=True)
+    return json.dumps(
+        {"body": body, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True
+    ).encode()
+
+
+def _manifest(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(bytes(storage.read(name, MANIFEST)))
+        body: dict[str, Any] = data["body"]
+        text = json.dumps(body, indent=1, sort_keys=True)
+        good = hashlib.sha256(text.encode()).hexdigest() == data["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{name}/{MANIFEST} cannot be read ({error})") from error
+    if not good:
+        raise DamagedError(f"{name}/{MANIFEST} does not match its own digest")
+    if body["format"] != FORMAT:
+        raise CheckpointError(
+            f"{name} has format {body['format']}, this version reads {FORMAT}",
+            "use the version that wrote it: RUN/code",
+        )
+    return body
+
+
+def _verified(storage: Storage, name: str) -> tuple[dict[str, Any], dict[str, memoryview]]:
+    manifest = _manifest(storage, name)
+    files = {}
+    for file, entry in manifest["files"].items():
+        try:
+            files[file] = storage.read(name, file)
+        except OSError as error:
+            raise DamagedError(f"{name}/{file} cannot be read ({error.strerror})") from error
+        if len(files[file]) != entry["bytes"] or xxhash.xxh3_128_hexdigest(files[file]) != entry["xxh3_128"]:
+            raise DamagedError(f"{name}/{file} is damaged: size or digest differ from the manifest")
+    return manifest, files
+
+
+def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:
+    try:
+        manifest = _verified(storage, name)[0] if verify else _manifest(storage, name)
+    except DamagedError as error:
+        return CheckpointInfo(
+            step=_step(name),
+            epoch=0,
+            images=0,
+            num_bytes=0,
+            t=0.0,
+            digest="",
+            state="damaged",
+            problem=str(error),
+        )
+    meta = manifest["meta"]
+    return CheckpointInfo(
+        step=manifest["step"],
+        epoch=meta.get("epoch", 0),
+        images=meta.get("images", 0),
+        num_bytes=sum(entry["bytes"] for entry in manifest["files"].values()),
+        t=manifest["t"],
+        digest=manifest["digest"],
+        state="ok" if verify else "unverified",
+    )

@@ -1,0 +1,262 @@
+"""The two loops: step, agree, save, suspend. Workers of a ``steps`` job stop at the same step; ``items`` each alone."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from get3d_cluster.core.job import CheckpointConfig, Position
+from get3d_cluster.core.policy import is_save_due
+from get3d_cluster.errors import CheckpointError, FencedError, StorageError
+from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.run_folder import RunFolder, write_json
+from get3d_cluster.runtime.session import ItemWork, Session, Work
+
+PROGRESS_S = 1.0
+SAFETY = 1.5
+"""A save is begun only if the deadline leaves this many times the longest save so far."""
+
+
+class End(StrEnum):
+    """How a loop ended."""
+
+    FINISHED = "finished"
+    SUSPENDED = "suspended"
+    SUSPENDED_PERIODIC = "suspended-periodic"
+    """The deadline was too short to save: the newest periodic checkpoint stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a loop ended, and where."""
+
+    end: End
+    start_step: int
+    step: int
+    saved_step: int
+    digest: str = ""
+
+
+class Progress:
+    """Tells people about once a second how far a run is (progress.json). Rank 0 only."""
+
+    def __init__(self, run: RunFolder, *, enabled: bool) -> None:
+        self._run = run
+        self._enabled = enabled
+        self._last_s = -math.inf
+
+    def show(self, position: Position, active_s: float, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if not self._enabled or (now - self._last_s < PROGRESS_S and not always):
+            return
+        self._last_s = now
+        values = {
+            "step": position.step,
+            "num_steps": position.num_steps,
+            "epoch": position.epoch,
+            "images": position.images,
+        }
+        write_json(self._run.progress_path, values | {"t": time.time(), "active_s": round(active_s, 3)})
+
+
+def run_steps(
+    work: Work,
+    session: Session,
+    checkpoints: Checkpoints,
+    config: CheckpointConfig,
+    grace_s: Callable[[], float | None],
+) -> Ended:
+    """Resume ``work`` where its newest checkpoint is, and run it to its end or to the first notice to any worker.
+
+    ``grace_s`` is asked once, on rank 0, after a notice: seconds between the notice and the kill, if known.
+
+    Raises: CheckpointError, FencedError, StorageError, and whatever the work raises.
+    """
+    loop = _StepLoop(work, session, checkpoints, config)
+    loop.resume()
+    stopped = loop.is_stopped() and not work.is_done()
+    while not stopped and not work.is_done():
+        stopped = loop.step()
+    return loop.suspend(grace_s) if stopped else loop.finish()
+
+
+class _StepLoop:
+    """The parts of ``run_steps`` and what they share."""
+
+    def __init__(
+        self, work: Work, session: Session, checkpoints: Checkpoints, config: CheckpointConfig
+    ) -> None:
+        self._work = work
+        self._session = session
+        self._checkpoints = checkpoints
+        self._config = config
+        self._progress = Progress(session.run, enabled=session.rank == 0)
+        self._active_s = 0.0
+        self._saved: Saved | None = None
+        self._saved_step = self._start_step = 0
+        self._saved_s = time.monotonic()
+        self._longest_save_s = 0.0
+
+    def resume(self) -> None:
+        loaded = self._load()
+        if loaded is not None:
+            self._work.load(loaded.state)
+            self._active_s = float(loaded.meta.get("active_s", 0.0))
+        position = self._work.position()
+        self._start_step = self._saved_step = position.step
+        self._session.metrics.rewind(position.step)
+        if self._session.rank == 0:
+            values = {"step": position.step, "epoch": position.epoch, "images": position.images}
+            self._session.events.write(
+                "resume" if loaded else "start",
+                **values,
+                digest=loaded.digest if loaded else "",
+                damaged=list(loaded.damaged) if loaded else [],
+                world_size=self._session.world_size,
+            )
+        self._progress.show(position, self._active_s, always=True)
+        self._saved_s = time.monotonic()
+
+    def is_stopped(self) -> bool:
+        """Say whether any worker got a notice before the first step."""
+        return self._session.group.any([self._session.notices.requested])[0]
+
+    def step(self) -> bool:
+        """Do one step, and a periodic save if one is due; say whether all workers stop here."""
+        start = time.monotonic()
+        self._work.step()
+        self._active_s += time.monotonic() - start
+        position = self._work.position()
+        due = self._session.rank == 0 and is_save_due(
+            position.step - self._saved_step, time.monotonic() - self._saved_s, self._config
+        )
+        stop, save = self._session.group.any([self._session.notices.requested, due])
+        if save and not stop and not self._work.is_done():
+            self._try_periodic_save()
+        self._progress.show(position, self._active_s)
+        return stop and not self._work.is_done()
+
+    def suspend(self, grace_s: Callable[[], float | None]) -> Ended:
+        worth_it = self._session.group.broadcast(self._session.rank == 0 and self._has_time(grace_s))
+        if worth_it:
+            self._save("notice")
+        end = End.SUSPENDED if worth_it else End.SUSPENDED_PERIODIC
+        return self._ended(end)
+
+    def finish(self) -> Ended:
+        self._save("end")
+        return self._ended(End.FINISHED)
+
+    def _ended(self, end: End) -> Ended:
+        position = self._work.position()
+        self._progress.show(position, self._active_s, always=True)
+        digest = self._saved.digest if self._saved else ""
+        return Ended(
+            end=end,
+            start_step=self._start_step,
+            step=position.step,
+            saved_step=self._saved_step,
+            digest=digest,
+        )
+
+    def _load(self) -> Loaded | None:
+        """Rank 0 chooses and verifies; the others read the same one."""
+        if self._session.rank == 0:
+            loaded = self._checkpoints.load()
+            self._session.group.broadcast(loaded.step if loaded else None)
+            return loaded
+        step = self._session.group.broadcast(None)
+        try:
+            return None if step is None else self._checkpoints.read_step(step)
+        except DamagedError as error:
+            raise CheckpointError(
+                f"rank {self._session.rank} reads another checkpoint than rank 0: {error}"
+            ) from error
+
+    def _has_time(self, grace_s: Callable[[], float | None]) -> bool:
+        if self._work.position().step == self._saved_step:
+            return True
+        grace, noticed_s = grace_s(), self._session.notices.first_s
+        if grace is None or noticed_s is None:
+            return True
+        left_s = grace - (time.monotonic() - noticed_s)
+        enough = left_s > SAFETY * self._longest_save_s
+        if not enough:
+            lost = self._work.position().step - self._saved_step
+            self._session.events.write(
+                "too-late", left_s=round(left_s, 2), save_s=self._longest_save_s, steps_lost=lost
+            )
+        return enough
+
+    def _try_periodic_save(self) -> None:
+        """A storage that is full now may be free later: the older checkpoint stands and training goes on."""
+        try:
+            self._save("periodic")
+        except StorageError as error:
+            self._session.events.write("save-failed", error=str(error), way_out=error.way_out)
+            self._saved_s = time.monotonic()
+
+    def _save(self, why: str) -> None:
+        """Publish the state once for all workers; the others wait for the verdict."""
+        position = self._work.position()
+        verdict: dict[str, Any] = {}
+        if self._session.rank == 0:
+            verdict = self._publish(position, why)
+        verdict = self._session.group.broadcast(verdict)
+        if "error" in verdict:
+            raise {"fenced": FencedError, "storage": StorageError}[verdict["kind"]](
+                verdict["error"], verdict["way_out"]
+            )
+        self._saved = Saved(**verdict)
+        self._saved_step, self._saved_s = position.step, time.monotonic()
+        self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
+
+    def _publish(self, position: Position, why: str) -> dict[str, Any]:
+        meta = {
+            "epoch": position.epoch,
+            "images": position.images,
+            "active_s": self._active_s,
+            **self._meta(),
+        }
+        try:
+            saved = self._checkpoints.save(position.step, self._work.state(), meta)
+        except (FencedError, StorageError) as error:
+            kind = "fenced" if isinstance(error, FencedError) else "storage"
+            return {"error": error.what, "way_out": error.way_out, "kind": kind}
+        values = {
+            "step": saved.step,
+            "digest": saved.digest,
+            "num_bytes": saved.num_bytes,
+            "seconds": saved.seconds,
+        }
+        self._session.events.write("save", why=why, epoch=position.epoch, images=position.images, **values)
+        return values
+
+    def _meta(self) -> dict[str, Any]:
+        from get3d_cluster.runtime.env import numeric_fingerprint
+
+        return {
+            "attempt": self._session.attempt,
+            "world_size": self._session.world_size,
+            "on": numeric_fingerprint(),
+        }
+
+
+def run_items(work: ItemWork, session: Session) -> Ended:
+    """Run a worker of an ``items`` job until every item has come to its end, or until a notice to this worker."""
+    start_step = work.position().step
+    progress = Progress(session.run, enabled=session.rank == 0)
+    begun_s = time.monotonic()
+    try:
+        while not work.is_done() and not session.notices.requested:
+            work.step()
+            progress.show(work.position(), time.monotonic() - begun_s)
+        done = work.is_done()
+    finally:
+        work.close()
+    position = work.position()
+    progress.show(position, time.monotonic() - begun_s, always=True)
+    end = End.FINISHED if done else End.SUSPENDED
+    return Ended(end=end, start_step=start_step, step=position.step, saved_step=position.step)

@@ -1,0 +1,81 @@
+"""What a job gets from the layer around it, and what it gives back: the seam between a job and a cluster."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from get3d_cluster.core.job import Position, Resources
+from get3d_cluster.dist.group import Group
+from get3d_cluster.runtime.events import EventLog, MetricLog
+from get3d_cluster.runtime.notices import Notices
+from get3d_cluster.runtime.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One worker's place in one attempt of a run."""
+
+    run: RunFolder
+    attempt: int
+    group: Group
+    resources: Resources
+    notices: Notices
+    events: EventLog
+    metrics: MetricLog
+    device: str = "cpu"
+
+    @property
+    def rank(self) -> int:
+        return self.group.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.group.world_size
+
+
+class Work(Protocol):
+    """A job of kind ``steps``: all workers advance together; its state is saved and loaded whole."""
+
+    def position(self) -> Position:
+        """Return how far it is."""
+        ...
+
+    def is_done(self) -> bool:
+        """Say whether nothing is left to do."""
+        ...
+
+    def step(self) -> None:
+        """Do one step. Called on all workers; must leave them with equal state."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Return everything that decides the steps to come, by name.
+
+        Nested mappings with text keys; leaves are tensors or JSON values. Equal on all workers. Whatever is left out
+        here makes a resumed run differ from an uninterrupted one.
+        """
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` returned in another process."""
+        ...
+
+
+class ItemWork(Protocol):
+    """A job of kind ``items``: workers share out files, which are the state; they never wait for each other."""
+
+    def position(self) -> Position:
+        """Return how many items are done, of how many, over all workers."""
+        ...
+
+    def is_done(self) -> bool:
+        """Say whether every item has come to its end."""
+        ...
+
+    def step(self) -> None:
+        """Do one unit of work, at most a few seconds; or wait shortly while other workers hold what is left."""
+        ...
+
+    def close(self) -> None:
+        """Put down what is held. Called on every way out."""
+        ...
