@@ -17,6 +17,7 @@ from get3d_cluster.get3d.fields import Field, lattice_features, lattice_matrix, 
 from get3d_cluster.get3d.mapping import Latents, Mapping
 from get3d_cluster.get3d.ops import ModulatedLinear
 from get3d_cluster.get3d.raster import Meshes, Surface
+from get3d_cluster.get3d.raster.antialias import blend
 from get3d_cluster.get3d.synthesis import Planes, Trunk
 from get3d_cluster.get3d.tets import TetGrid
 
@@ -236,12 +237,14 @@ class Generator(nn.Module):
         surface = self._surface(shapes, cameras, image_size_px or self.config.render.image_size_px)
         tints = self._tints(shapes.planes, latents, surface.frag.batch, surface.position)
         rgb = self._limit(raster.to_image(surface.frag, tints) + self.colour.bias)
-        return torch.cat([rgb, surface.hard], dim=3).permute(0, 3, 1, 2)
+        if self.config.render.antialias_rgb:
+            rgb = blend(rgb, surface.blends.detach())
+        return torch.cat([rgb, surface.soft], dim=3).permute(0, 3, 1, 2)
 
     def _surface(self, shapes: Shapes, cameras: Tensor, size_px: int) -> Surface:
         config = self.config.render
         matrices = clip_matrices(cameras[:, 0], cameras[:, 1], radius=config.radius, fov_deg=config.fov_deg)
-        return raster.render_meshes(shapes.meshes, matrices, (size_px, size_px))
+        return raster.render_meshes(shapes.meshes, matrices, (size_px, size_px), mode=config.antialias)
 
 
 def _counts(sample_index: Tensor, num_samples: int) -> list[int]:
