@@ -25,8 +25,8 @@ BOUNDARY_SDF = -1e-3
 class TetGrid:
     """A body-centred cubic tetrahedral grid that fills the box +-0.5.
 
-    A tetrahedron is 0.5 / cells wide, so moving every vertex by less than 0.25 / cells (Euclidean) inverts
-    none.
+    The flattest ones, on the boundary, are 0.41 / cells wide; so moving every vertex by less than 0.2 / cells
+    (Euclidean) inverts none.
     """
 
     cells: int
