@@ -15,8 +15,7 @@ from torch import Tensor
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.export.mesh import Faces, Floats, Pixels, TexturedMesh, vertex_normals, without_slivers
-from get3d_cluster.get3d.raster.fragments import barycentrics, fragments, interpolate
-from get3d_cluster.get3d.raster.visibility import visibility
+from get3d_cluster.get3d.raster import barycentrics, fragments, interpolate, visibility
 
 ColourAt = Callable[[Tensor], Tensor]
 """Points on the surface, [P, 3] world, to RGB in [0, 1], [P, 3]."""

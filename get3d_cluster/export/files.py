@@ -1,6 +1,6 @@
 """Textured meshes as files other programs open: GLB (glTF 2.0 binary) and OBJ + MTL + PNG.
 
-The same mesh gives the same bytes. Each file is written aside and renamed: a killed export leaves no half one.
+The same mesh gives the same bytes. Each file is written aside and renamed: a kill leaves no half file.
 """
 
 import io
