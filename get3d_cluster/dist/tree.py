@@ -102,8 +102,8 @@ class PhasePlan:
 class GradientReducer:
     """Averages the gradients of a phase over the micro-shards.
 
-    Use, on every worker: for each of its ``shards``: forward, backward, ``add(extras)``; then ``finish()``, after
-    which the gradients are in place for the optimizer.
+    Use, on every worker: for each shard of ``start()``: forward, backward, ``add(extras)``; then ``finish()``,
+    after which the gradients are in place for the optimizer.
     """
 
     def __init__(self, plan: PhasePlan, group: Group, num_shards: int) -> None:
@@ -115,6 +115,12 @@ class GradientReducer:
     @property
     def shards(self) -> range:
         """The micro-shards that this worker computes."""
+        return self._sum.shards
+
+    def start(self) -> range:
+        """Forget the gradients of the step before, and return the micro-shards to compute."""
+        for parameter in self._plan.parameters:
+            parameter.grad = None
         return self._sum.shards
 
     def add(self, *extras: Tensor) -> None:

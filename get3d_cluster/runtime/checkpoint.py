@@ -23,6 +23,7 @@ from get3d_cluster.storage.base import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 MANIFEST = "manifest.json"
 REST = "state.json"
@@ -300,3 +301,16 @@ def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:
         digest=manifest["digest"],
         state="ok" if verify else "unverified",
     )
+
+
+def optimizer_state(optimizer: "Optimizer") -> dict[str, Any]:
+    """Return an optimizer's whole state as a checkpoint takes it: text keys, tensors and JSON values."""
+    state = optimizer.state_dict()
+    tensors = {str(index): dict(values) for index, values in state["state"].items()}
+    return {"state": tensors, "param_groups": state["param_groups"]}
+
+
+def load_optimizer(optimizer: "Optimizer", state: Mapping[str, Any]) -> None:
+    """Give an optimizer what ``optimizer_state`` returned."""
+    tensors = {int(index): dict(values) for index, values in state["state"].items()}
+    optimizer.load_state_dict({"state": tensors, "param_groups": state["param_groups"]})
