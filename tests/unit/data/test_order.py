@@ -1,0 +1,69 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from get3d_cluster.core.philox import Phase, words
+from get3d_cluster.data.order import epoch_of, permutation, sample_at
+
+
+@given(size=st.integers(1, 40), start=st.integers(0, 200), count=st.integers(0, 90), cut=st.integers(0, 90))
+def test_a_run_cut_anywhere_sees_the_same_samples(size: int, start: int, count: int, cut: int) -> None:
+    cut = min(cut, count)
+    whole = sample_at(3, size, start, count)
+    parts = [sample_at(3, size, start, cut), sample_at(3, size, start + cut, count - cut)]
+    assert np.concatenate(parts).tolist() == whole.tolist()
+    assert len(whole) == count
+
+
+@given(size=st.integers(1, 300), epoch=st.integers(0, 10**6))
+def test_every_epoch_shows_each_sample_once(size: int, epoch: int) -> None:
+    assert sorted(sample_at(0, size, epoch * size, size)) == list(range(size))
+
+
+def test_the_order_is_that_of_the_scalar_words() -> None:
+    drawn = words(77, 5, Phase.ORDER, 0, 2 * 11)
+    keys = [high << 32 | low for high, low in zip(drawn[::2], drawn[1::2], strict=True)]
+    assert permutation(77, 11, 5).tolist() == sorted(range(11), key=keys.__getitem__)
+
+
+def test_epochs_and_seeds_have_different_orders() -> None:
+    orders = [tuple(permutation(seed, 50, epoch)) for seed in (0, 1, 2**40) for epoch in (0, 1, 2)]
+    assert len(set(orders)) == 9
+
+
+def test_small_permutations_are_uniform() -> None:
+    seen: dict[tuple[int, ...], int] = {}
+    for epoch in range(6000):
+        order = tuple(int(i) for i in permutation(0, 3, epoch))
+        seen[order] = seen.get(order, 0) + 1
+    chi2 = sum((count - 1000) ** 2 / 1000 for count in seen.values())
+    assert len(seen) == 6
+    assert chi2 < 20.5  # 99.9 % of a chi-square with 5 degrees of freedom
+
+
+def test_step_one_million_costs_what_step_zero_does() -> None:
+    start = time.perf_counter()
+    sample_at(0, 7_500 * 24, 32 * 1_000_000, 32)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    sample_at(0, 7_500 * 24, 32 * 1_000_000 + 32, 32)
+    assert first < 1
+    assert time.perf_counter() - start < 0.01
+
+
+def test_the_cached_order_cannot_be_damaged_by_a_caller() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        permutation(0, 5, 0)[0] = 3
+
+
+def test_epoch_counts_whole_passes() -> None:
+    assert [epoch_of(position, 10) for position in (0, 9, 10, 25)] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [(0, 0, 1), (5, -1, 1), (5, 0, -1)])
+def test_nonsense_is_refused(bad: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="size="):
+        sample_at(0, *bad)
