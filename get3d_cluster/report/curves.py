@@ -1,0 +1,196 @@
+"""Curves of the measured numbers, as points to draw. Pure."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from get3d_cluster.report.reading import Measurement
+
+WIDTH = 460.0
+HEIGHT = 200.0
+LEFT = 52.0
+RIGHT = 12.0
+TOP = 10.0
+BOTTOM = 28.0
+
+MOST_POINTS = 300
+MOST_CURVES = 6
+"""Curves in one chart; there are as many colours."""
+
+LOG_RATIO = 50.0
+"""A chart whose positive values span more than this factor gets a logarithmic axis."""
+
+_FIRST = ("distance", "fd", "iou", "loss")
+"""Groups shown first, in this order: what says how good the run is, then how it trains."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One named number."""
+
+    name: str
+    points: str
+    """``x,y x,y ...`` as SVG reads it."""
+    last_x: float
+    last_y: float
+    last: str
+    is_floor: bool
+    """A reference level, drawn dashed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tick:
+    """A place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """Curves that share their axes."""
+
+    title: str
+    logarithmic: bool
+    x_label: str
+    curves: tuple[Curve, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    resumes: tuple[float, ...]
+    """Where the run came back after an interruption."""
+
+
+def charts(measurements: Sequence[Measurement], resume_steps: Sequence[int] = ()) -> list[Chart]:
+    """Group numbers by the first word of their names, such as ``loss`` in ``loss_g``, one chart a group."""
+    names = sorted({name for m in measurements for name in m.values})
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_first_word(name), []).append(name)
+    pieces = [
+        (title, members[start : start + MOST_CURVES])
+        for title, members in sorted(groups.items(), key=lambda item: _rank(item[0]))
+        for start in range(0, len(members), MOST_CURVES)
+    ]
+    return [_chart(title, members, measurements, resume_steps) for title, members in pieces]
+
+
+def short_number(value: float) -> str:
+    """Return a number as people write it on an axis.
+
+    >>> [short_number(v) for v in (0, 1500, 48000, 2.5e6, 0.05, 1.25e-5, 17.0)]
+    ['0', '1.5k', '48k', '2.5M', '0.05', '1.2e-05', '17']
+    """
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
+
+
+def _chart(
+    title: str, names: Sequence[str], rows: Sequence[Measurement], resume_steps: Sequence[int]
+) -> Chart:
+    by_images = any(m.images for m in rows)
+    series = {
+        name: _thinned([(_x(m, by_images), m.values[name]) for m in rows if name in m.values])
+        for name in names
+    }
+    values = [y for points in series.values() for _, y in points]
+    logarithmic = min(values) > 0.0 and max(values) / min(values) > LOG_RATIO
+    x_axis = _Axis(0.0, _x(rows[-1], by_images), LEFT, WIDTH - RIGHT)
+    y_axis = _Axis(
+        *_padded(min(values), max(values), logarithmic), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic
+    )
+    resumed = [m for step in resume_steps if step > 0 for m in [_nearest(rows, step)]]
+    return Chart(
+        title=title,
+        logarithmic=logarithmic,
+        x_label="images seen" if by_images else "step",
+        curves=tuple(_curve(name, points, x_axis, y_axis) for name, points in series.items()),
+        x_ticks=x_axis.ticks(5),
+        y_ticks=y_axis.ticks(4),
+        resumes=tuple(sorted({round(x_axis.at(_x(m, by_images)), 1) for m in resumed})),
+    )
+
+
+class _Axis:
+    """Values to places on paper."""
+
+    def __init__(
+        self, low: float, high: float, start: float, end: float, *, logarithmic: bool = False
+    ) -> None:
+        self._log = logarithmic
+        self._low, self._high = low, high
+        self._start, self._end = start, end
+
+    def at(self, value: float) -> float:
+        low, high, v = (self._warped(x) for x in (self._low, self._high, value))
+        share = (v - low) / (high - low) if high > low else 0.5
+        return self._start + share * (self._end - self._start)
+
+    def ticks(self, about: int) -> tuple[Tick, ...]:
+        values = _decades(self._low, self._high) if self._log else _round_steps(self._low, self._high, about)
+        return tuple(Tick(at=round(self.at(v), 1), label=short_number(v)) for v in values)
+
+    def _warped(self, value: float) -> float:
+        return math.log10(value) if self._log else value
+
+
+def _curve(name: str, points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> Curve:
+    placed = [(x_axis.at(x), y_axis.at(y)) for x, y in points]
+    return Curve(
+        name=name,
+        points=" ".join(f"{x:.1f},{y:.1f}" for x, y in placed),
+        last_x=round(placed[-1][0], 1),
+        last_y=round(placed[-1][1], 1),
+        last=short_number(points[-1][1]),
+        is_floor="floor" in name,
+    )
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Average neighbours, so that a long run is no larger file than a short one; the last point stays itself."""
+    size = -(-len(points) // MOST_POINTS)
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    means = [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
+    return [*means[:-1], points[-1]]
+
+
+def _padded(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
+    if logarithmic:
+        return low / 1.15, high * 1.15
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    bottom = low - room
+    return (0.0 if low >= 0.0 > bottom else bottom), high + room
+
+
+def _round_steps(low: float, high: float, about: int) -> list[float]:
+    if high <= low:
+        return [low]
+    raw = (high - low) / about
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * magnitude >= raw)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1.0, 3.0) if math.log10(high / low) < 2.5 else (1.0,)
+    return [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
+
+
+def _first_word(name: str) -> str:
+    return re.split(r"[/._]", name, maxsplit=1)[0]
+
+
+def _rank(group: str) -> tuple[int, str]:
+    return (_FIRST.index(group) if group in _FIRST else len(_FIRST), group)
+
+
+def _x(row: Measurement, by_images: bool) -> float:
+    return float(row.images if by_images else row.step)
+
+
+def _nearest(rows: Sequence[Measurement], step: int) -> Measurement:
+    return min(rows, key=lambda m: abs(m.step - step))

@@ -1,0 +1,210 @@
+"""What the files of a run folder say, however incomplete they are.
+
+A report is most wanted of runs that were killed: absent files, torn last lines and unknown fields are normal here,
+so nothing in this module raises because of what a file holds.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_POSITION_KEYS = frozenset({"step", "images", "epoch", "seconds"})
+_PICTURES = frozenset({".png", ".gif", ".jpg", ".jpeg", ".webp"})
+_MESHES = frozenset({".glb", ".obj", ".mtl", ".ply", ".stl"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One row of events.jsonl."""
+
+    t: float
+    """Unix time, seconds."""
+    name: str
+    attempt: int
+    rank: int
+    pid: int
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One row of metrics.jsonl; ``values`` are finite."""
+
+    step: int
+    images: int
+    epoch: int
+    seconds: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """One attempts/NNNN/outcome.json."""
+
+    cause: str
+    exit_code: int
+    start_step: int
+    end_step: int
+    saved_step: int
+    seconds: float
+    message: str
+    hosts: tuple[str, ...]
+    world_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """Everything a report shows."""
+
+    name: str
+    spec: Mapping[str, Any]
+    done: Mapping[str, Any] | None
+    """What the DONE file says; None if there is none."""
+    config: str
+    events: tuple[Event, ...]
+    """In order of time."""
+    measurements: tuple[Measurement, ...]
+    """In order of steps, one a step."""
+    attempts: tuple[int, ...]
+    endings: Mapping[int, Ending]
+    """By attempt; an attempt that still runs, or was killed before it could write, has none."""
+    checkpoints: tuple[int, ...]
+    """Steps of the checkpoints that are kept."""
+    samples: tuple[Path, ...]
+    """Relative to the run folder, in order of their numbers."""
+    meshes: tuple[Path, ...]
+    logs: Mapping[int, Path] = field(default_factory=dict)
+    """Log of rank 0 by attempt, relative to the run folder."""
+
+
+def read_run(path: Path) -> RunFacts:
+    """Read what there is of the run at ``path``."""
+    spec = _object(path / "spec.json") or {}
+    events = tuple(sorted(_events(path / "events.jsonl"), key=lambda e: e.t))
+    folders = _numbered(path / "attempts", r"(\d+)")
+    endings = {number: _object(folder / "outcome.json") for number, folder in folders.items()}
+    logs = {number: folder / "rank0000.log" for number, folder in folders.items()}
+    return RunFacts(
+        name=str(spec.get("name") or path.absolute().name),
+        spec=spec,
+        done=_object(path / "DONE") or ({} if (path / "DONE").exists() else None),
+        config=_text(path / "config.yaml"),
+        events=events,
+        measurements=_measurements(path / "metrics.jsonl"),
+        attempts=tuple(sorted({*folders, *(e.attempt for e in events if e.attempt > 0)})),
+        endings={number: _ending(data) for number, data in endings.items() if data},
+        checkpoints=tuple(_numbered(path / "checkpoints", r"step-(\d+)")),
+        samples=_files(path, "samples", _PICTURES),
+        meshes=_files(path, "meshes", _MESHES | _PICTURES),
+        logs={number: log.relative_to(path) for number, log in logs.items() if log.is_file()},
+    )
+
+
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Order names by the numbers in them.
+
+    >>> sorted(["a10", "a9", "a"], key=natural_key)
+    ['a', 'a9', 'a10']
+    """
+    return [
+        (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
+        for part in re.split(r"([0-9]+)", text)
+        if part
+    ]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    return _parsed(_text(path))
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _text(path).splitlines():
+        row = _parsed(line)
+        if row is not None:
+            yield row
+
+
+def _events(path: Path) -> Iterator[Event]:
+    for row in _rows(path):
+        t = _number(row.pop("t", None))
+        name = str(row.pop("event", ""))
+        if t and name:
+            attempt, rank, pid = (_whole(row.pop(key, None)) for key in ("attempt", "rank", "pid"))
+            yield Event(t=t, name=name, attempt=attempt, rank=rank, pid=pid, fields=row)
+
+
+def _measurements(path: Path) -> tuple[Measurement, ...]:
+    by_step = {_whole(row.get("step")): row for row in _rows(path) if "step" in row}
+    return tuple(_measurement(by_step[step]) for step in sorted(by_step))
+
+
+def _measurement(row: Mapping[str, Any]) -> Measurement:
+    values = {key: value for key, value in row.items() if key not in _POSITION_KEYS and _is_finite(value)}
+    return Measurement(
+        step=_whole(row.get("step")),
+        images=_whole(row.get("images")),
+        epoch=_whole(row.get("epoch")),
+        seconds=_number(row.get("seconds")),
+        values={key: float(value) for key, value in values.items()},
+    )
+
+
+def _ending(data: Mapping[str, Any]) -> Ending:
+    hosts = data.get("hosts")
+    return Ending(
+        cause=str(data.get("cause") or "unknown"),
+        exit_code=_whole(data.get("exit_code")),
+        start_step=_whole(data.get("start_step")),
+        end_step=_whole(data.get("end_step")),
+        saved_step=_whole(data.get("saved_step")),
+        seconds=_number(data.get("seconds")),
+        message=str(data.get("message") or ""),
+        hosts=tuple(map(str, hosts)) if isinstance(hosts, list) else (),
+        world_size=_whole(data.get("world_size")),
+    )
+
+
+def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
+    if not folder.is_dir():
+        return {}
+    found = [(re.fullmatch(pattern, path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def _files(run: Path, folder: str, suffixes: frozenset[str]) -> tuple[Path, ...]:
+    found = [
+        p.relative_to(run) for p in (run / folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file()
+    ]
+    shown = [p for p in found if not any(part.startswith(".") for part in p.parts)]
+    return tuple(sorted(shown, key=lambda p: natural_key(p.as_posix())))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and _is_finite(value) else 0.0
+
+
+def _whole(value: object) -> int:
+    return int(_number(value))
