@@ -1,0 +1,195 @@
+"""Render models to images on any number of workers, which may come and go at any time."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from get3d_cluster.core.job import Position, Resources
+from get3d_cluster.errors import UsageError
+from get3d_cluster.runtime.claims import Claims, Owner
+from get3d_cluster.runtime.env import ProcessId
+from get3d_cluster.runtime.session import ItemWork, Session
+from preprocess.blender import Blender, check_program
+from preprocess.images import ImageConfig, Item, Tree
+from preprocess.quality import Gates
+from preprocess.render import Ended, Renderer
+
+KIND = "items"
+WAIT_S = 0.2
+"""Pause while other workers hold what is left."""
+SEARCH_S = 0.5
+"""Longest search for a free model in one step: notices are looked at between steps."""
+COUNT_S = 2.0
+"""Age at which the number of ended models is counted anew."""
+GRACE_SHARE = 0.5
+"""Part of the time between notice and kill in which a running view may still end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Render the models of a ShapeNet-like folder."""
+
+    models: Path
+    """Folder of the models: <synset>/<model>/model.obj."""
+    out: Path
+    """Folder of the images: img/<synset>/<model>/000.png and camera/<synset>/<model>/."""
+    synsets: tuple[str, ...] = ()
+    """Categories to render, such as ["02958343"]; empty means all there are. Quote ids in YAML."""
+    limit: int = 0
+    """Render the first so many models of each category only; 0 means all."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """What decides the pixels."""
+    gates: Gates = field(default_factory=Gates)
+    """What a view must satisfy."""
+    blender: Path = Path(".venv-render/bin/python")
+    """A Python that has bpy (made by `make setup`), or the program of an installed Blender 4.2 or later."""
+    view_timeout_s: float = 300.0
+    """Blender is killed when loading a model, or rendering a view, takes longer."""
+    resources: Resources = field(default_factory=Resources)
+    """What one attempt asks of the scheduler; Blender gets ``cpus_per_worker`` threads."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ValueError(f"limit={self.limit} must not be negative")
+        if self.view_timeout_s <= 0:
+            raise ValueError(f"view_timeout_s={self.view_timeout_s} must be positive")
+
+
+def make(config: Config, session: Session) -> ItemWork:
+    """Build the work of one worker. Raises: UsageError if there is nothing to render, or ``out`` has other images."""
+    items = found_items(config)
+    check_program(config.blender)
+    tree = Tree(config.out, config.image)
+    tree.open()
+    log = session.run.attempt_dir(session.attempt) / f"blender{session.rank:04d}.log"
+    renderer = Renderer(
+        tree,
+        Blender(config.blender.absolute(), log),
+        gates=config.gates,
+        threads=config.resources.cpus_per_worker,
+        timeout_s=config.view_timeout_s,
+    )
+    return RenderWork(items, renderer, session)
+
+
+def found_items(config: Config) -> list[Item]:
+    """Return the models to render, sorted. Raises: UsageError naming the folder that has none."""
+    if not config.models.is_dir():
+        raise UsageError(
+            f"models={config.models} is no folder", "set models= to the folder that holds <synset>/<model>/"
+        )
+    synsets = config.synsets or tuple(sorted(path.name for path in config.models.iterdir() if path.is_dir()))
+    found = [_items_of(config.models, synset) for synset in synsets]
+    empty = [synset for synset, items in zip(synsets, found, strict=True) if not items]
+    if empty or not found:
+        raise UsageError(
+            f"no model.obj below {config.models}/{empty[0] if empty else '*'}/<model>/",
+            "set models= and synsets= to what there is, with ids in quotes",
+        )
+    return [item for items in found for item in items[: config.limit or None]]
+
+
+class RenderWork:
+    """One worker's part: claims a model, renders it view by view, publishes it, takes the next."""
+
+    def __init__(self, items: Sequence[Item], renderer: Renderer, session: Session) -> None:
+        self._items = items
+        self._renderer = renderer
+        self._tree = renderer.tree
+        self._session = session
+        owner = Owner(process=ProcessId.mine(), attempt=session.attempt, name=str(session.rank))
+        self._claims = Claims(self._tree.claims, owner)
+        renderer.blender.keep_waiting = self._keep_waiting
+        first = session.rank * len(items) // session.world_size
+        self._left = [*items[first:], *items[:first]]
+        self._next = 0
+        self._current: Item | None = None
+        self._begun_s = 0.0
+        self._counted_s = float("-inf")
+        self._num_ended = 0
+
+    def position(self) -> Position:
+        if self.is_done():
+            self._num_ended = len(self._items)
+        elif time.monotonic() - self._counted_s > COUNT_S:
+            self._num_ended, self._counted_s = self._count(), time.monotonic()
+        return Position(
+            step=self._num_ended,
+            num_steps=len(self._items),
+            images=self._num_ended * self._tree.image.num_views,
+        )
+
+    def is_done(self) -> bool:
+        return not self._left
+
+    def step(self) -> None:
+        self._claims.beat()
+        if self._current is not None and not self._claims.holds(self._current.key):
+            self._put_down()
+        if self._current is None:
+            self._take()
+        elif ended := self._renderer.step(self._current):
+            self._end(self._current, ended)
+
+    def close(self) -> None:
+        self._renderer.close()
+        self._claims.release_all()
+
+    def _take(self) -> None:
+        """Claim the next free model; after a round without one, wait a little."""
+        deadline_s = time.monotonic() + SEARCH_S
+        while self._left and time.monotonic() < deadline_s:
+            if self._next >= len(self._left):
+                self._next = 0
+                time.sleep(WAIT_S)
+                return
+            item = self._left[self._next]
+            if self._is_ended(item):
+                del self._left[self._next]
+            elif self._claims.claim(item.key):
+                self._begin(item)
+                return
+            else:
+                self._next += 1
+
+    def _begin(self, item: Item) -> None:
+        self._current, self._begun_s = item, time.monotonic()
+        if self._is_ended(item):  # by another worker, between our look and our claim
+            self._put_down()
+        else:
+            self._tree.take_back(item)
+
+    def _end(self, item: Item, ended: Ended) -> None:
+        self._left.remove(item)
+        self._put_down()
+        row = {"synset": item.synset, "model": item.model, "ended": str(ended)}
+        seconds = round(time.monotonic() - self._begun_s, 3)
+        self._tree.log(
+            {**row, "attempt": self._session.attempt, "rank": self._session.rank, "seconds": seconds}
+        )
+        if ended is Ended.QUARANTINED:
+            self._session.events.write("quarantine", **row)
+
+    def _put_down(self) -> None:
+        assert self._current is not None
+        self._claims.release(self._current.key)
+        self._current = None
+
+    def _is_ended(self, item: Item) -> bool:
+        return self._tree.is_quarantined(item) or self._tree.is_done(item)
+
+    def _count(self) -> int:
+        ended = {synset: self._tree.ended(synset) for synset in {item.synset for item in self._items}}
+        return sum(item.model in ended[item.synset] for item in self._items)
+
+    def _keep_waiting(self) -> bool:
+        self._claims.beat()
+        notices = self._session.notices
+        allowed_s = 0.0 if notices.is_urgent else GRACE_SHARE * self._session.resources.grace_s
+        return notices.first_s is None or time.monotonic() - notices.first_s < allowed_s
+
+
+def _items_of(models: Path, synset: str) -> list[Item]:
+    paths = sorted((models / synset).glob("*/model.obj"))
+    return [Item(synset=synset, model=path.parent.name, obj=path) for path in paths]

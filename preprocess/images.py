@@ -1,0 +1,435 @@
+"""The output folder of rendered images: what decides their pixels, what lies where, and when a model is done.
+
+What is in the output folder, and nothing else:
+
+    img/<synset>/<model>/000.png ...            appears by one rename, complete
+    camera/<synset>/<model>/{rotation,elevation}.npy, object.json
+    quarantine/<synset>/<model>.json            a model that was given up on; delete the file to try it again
+    quarantine.jsonl  render.jsonl              the list of those; a line for each ended model, as it happened
+    render.json  renderer.json                  settings and Blender version of everything in here
+    .staging/<digest>/<synset>/<model>/NNN.png  finished views of unfinished models
+
+A model is done when its object.json names this folder's settings and its images are there. Pixels are a function of
+settings, seed, synset, model and view: neither interruptions nor the number of workers nor the order show in them.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from get3d_cluster.core.cameras import View, views_for
+from get3d_cluster.core.philox import key_of
+from get3d_cluster.errors import StorageError, UsageError
+from get3d_cluster.storage.local import sync_folder, write_atomic
+from preprocess.quality import coverage, decode, sha256_of_pixels
+
+FORMAT = 1
+"""Version of object.json and of what decides the pixels beside the settings: raise it when the worker changes them."""
+LENS_MM, SENSOR_MM = 35.0, 32.0
+BOUNCES = {"total": 12, "diffuse": 1, "glossy": 1, "transmission": 3, "transparent": 3}
+"""Source: GET3D, data rendering."""
+
+Settings = dict[str, Any]
+"""Settings or facts as JSON."""
+
+LIGHTS: Mapping[str, Settings] = {
+    # Source: GET3D's data rendering: a huge area light above the object, and the factory scene's lamp and world.
+    "get3d": {
+        "world": [0.0509, 0.0509, 0.0509],
+        "lights": [
+            {
+                "type": "area",
+                "energy": 30000.0,
+                "size_m": 100.0,
+                "position": [0, 0, 0.5],
+                "towards": [0, 0, 0],
+            },
+            {
+                "type": "point",
+                "energy": 1000.0,
+                "size_m": 0.1,
+                "position": [4.076, 1.005, 5.904],
+                "towards": [0, 0, 0],
+            },
+        ],
+    },
+    # An overcast sky and a soft sun: no side is black, and white stays below 1.0, which Standard does not clip.
+    "studio": {
+        "world": [0.62, 0.62, 0.62],
+        "lights": [
+            {"type": "sun", "energy": 1.1, "angle_rad": 0.5, "position": [2, 1, 4], "towards": [0, 0, 0]},
+        ],
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """All that decides the pixels; images of different settings never share an output folder."""
+
+    seed: int = 0
+    """Seed of cameras and noise; with synset, model and view it decides both."""
+    num_views: int = 24
+    """Images of each model. Source: GET3D."""
+    resolution: int = 1024
+    """Side of the square images in pixels; render at the size of training: half the side is four times as fast."""
+    samples: int = 32
+    """Most light paths for each pixel; powers of two are the better ones."""
+    min_samples: int = 8
+    """Fewest light paths for each pixel; fewer than 8 leave holes in the masks of glass."""
+    adaptive_threshold: float = 0.05
+    """Noise at which a pixel is left before ``samples``; 0 gives every pixel all of them."""
+    denoise: Literal["none", "fast", "balanced"] = "balanced"
+    """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on."""
+    filter_width_px: float = 0.01
+    """Width of the pixel filter; 0.01 gives a hard silhouette like upstream's, 1.5 an antialiased one."""
+    longest_side: float = 0.9
+    """Longest side of the model's box after scaling. Source: GET3D; 0.7 for chairs."""
+    center: bool = True
+    """Move the middle of the model's box to the origin."""
+    elevation_range_deg: tuple[float, float] = (0.0, 30.0)
+    """Cameras stand between these angles above the horizon. Source: GET3D."""
+    view_transform: Literal["Standard", "Filmic", "AgX"] = "Filmic"
+    """How light becomes colour; Filmic is upstream's look, Standard keeps white textures white."""
+    lights: Literal["get3d", "studio"] = "get3d"
+    """Preset of lights and world: upstream's rig, or a bright sky without black sides."""
+    crop: bool = True
+    """Render only what the model's box covers: the same image, sooner."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_views", "resolution", "samples", "min_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_views > 1000:
+            raise ValueError(
+                f"num_views={self.num_views} must be at most 1000: images are named 000.png to 999.png"
+            )
+        if not 0 < self.longest_side < 1:
+            raise ValueError(
+                f"longest_side={self.longest_side} must be between 0 and 1: the lights stand around it"
+            )
+        if self.filter_width_px < 0.01:
+            raise ValueError(f"filter_width_px={self.filter_width_px} must be at least 0.01")
+        if self.adaptive_threshold < 0:
+            raise ValueError(f"adaptive_threshold={self.adaptive_threshold} must not be negative")
+        low, high = self.elevation_range_deg
+        if not -90 <= low <= high <= 90:
+            raise ValueError(
+                f"elevation_range_deg={self.elevation_range_deg} must be ordered and within [-90, 90]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One model to render."""
+
+    synset: str
+    model: str
+    obj: Path
+
+    @property
+    def key(self) -> str:
+        """Its name in claims, logs and lists."""
+        return f"{self.synset}/{self.model}"
+
+
+def digest_of(image: ImageConfig) -> str:
+    """Return the name of a set of settings: equal settings, equal images."""
+    return hashlib.sha256(_json({"format": FORMAT, **asdict(image)})).hexdigest()[:16]
+
+
+def seed_of(image: ImageConfig, item: Item, view: int) -> int:
+    """Return the seed of one image's noise. One seed for all would print the same noise on the whole dataset."""
+    return key_of(str(image.seed), item.synset, item.model, str(view)) & 0x7FFFFFFF
+
+
+def cameras_of(image: ImageConfig, item: Item) -> list[View]:
+    """Return the views of a model."""
+    return views_for(image.seed, item.synset, item.model, image.num_views, image.elevation_range_deg)
+
+
+def worker_settings(image: ImageConfig, threads: int) -> Settings:
+    """Return the fields of the ``configure`` request."""
+    return {
+        "resolution": image.resolution,
+        "samples": image.samples,
+        "min_samples": min(image.min_samples, image.samples),
+        "adaptive_threshold": image.adaptive_threshold,
+        "denoise": image.denoise,
+        "filter_width_px": image.filter_width_px,
+        "view_transform": image.view_transform,
+        "bounces": BOUNCES,
+        "crop": image.crop,
+        "lens_mm": LENS_MM,
+        "sensor_mm": SENSOR_MM,
+        "threads": threads,
+        **LIGHTS[image.lights],
+    }
+
+
+class Tree:
+    """The output folder. Several workers may use it at once, each on models it has claimed.
+
+    Raises StorageError when the disk is full or not writable.
+    """
+
+    def __init__(self, out: Path, image: ImageConfig) -> None:
+        self.out = out
+        self.image = image
+        self.digest = digest_of(image)
+        self.staging = out / ".staging" / self.digest
+        self.claims = self.staging / ".claims"
+
+    def open(self) -> None:
+        """Write down the settings, or compare with those of the images that are there.
+
+        Raises: UsageError naming both and the keys that differ.
+        """
+        self.agree("render.json", {"format": FORMAT, "digest": self.digest, "settings": asdict(self.image)})
+
+    def agree(self, name: str, facts: Settings) -> None:
+        """Keep ``facts`` as ``name`` for the first caller; the later ones must bring the same. Raises: UsageError."""
+        path = self.out / name
+        if not path.is_file():
+            write_atomic(path, _json(facts, indent=2) + b"\n")
+        known, ours = json.loads(path.read_bytes()), json.loads(_json(facts))
+        if known != ours:
+            raise UsageError(
+                f"{path} belongs to other images: {', '.join(_differences(known, ours))}",
+                "set out= to another folder, or use the settings and the Blender of this one",
+            )
+
+    def is_done(self, item: Item) -> bool:
+        """Say whether all images of a model are published.
+
+        Raises: UsageError if they are there and of other settings, or of unknown ones.
+        """
+        folder = self._images(item)
+        if not folder.is_dir():
+            return False
+        facts = _read_json(self._cameras(item) / "object.json") or {}
+        if facts.get("config") != self.digest:
+            raise UsageError(
+                f"{folder} was rendered with config {facts.get('config', 'unknown')}, this run has {self.digest}",
+                "set out= to another folder, or delete that one to render it again",
+            )
+        return self._names() <= _listed(folder)
+
+    def is_quarantined(self, item: Item) -> bool:
+        return self._verdict(item).is_file()
+
+    def ended(self, synset: str) -> set[str]:
+        """Return the models of a synset that are published or quarantined, by their names alone: quick."""
+        given_up = {name.removesuffix(".json") for name in _listed(self.out / "quarantine" / synset)}
+        return _listed(self.out / "img" / synset) | given_up
+
+    def take_back(self, item: Item) -> None:
+        """Make a published folder from which images were lost unfinished again; nothing happens if there is none."""
+        staged, published = self._staged(item), self._images(item)
+        if published.is_dir():
+            with _explained(staged):
+                shutil.rmtree(staged, ignore_errors=True)
+                staged.parent.mkdir(parents=True, exist_ok=True)
+                published.rename(staged)
+
+    def missing_views(self, item: Item) -> list[int]:
+        """Return the views still to render."""
+        present = _listed(self._staged(item))
+        return [view for view in range(self.image.num_views) if _name(view) not in present]
+
+    def put_facts(self, item: Item, facts: Settings) -> None:
+        """Keep what Blender said about a model until it is published."""
+        write_atomic(self._facts(item), _json(facts))
+
+    def has_facts(self, item: Item) -> bool:
+        return self._facts(item).is_file()
+
+    def put_view(self, item: Item, view: int, png: bytes) -> None:
+        """Keep one good view: durable and whole, or not there at all."""
+        # Written beside the model's folder: no half file can be in it when it is published.
+        aside = self.staging / ".incoming" / secrets.token_hex(8)
+        target = self._staged(item) / _name(view)
+        with _explained(target):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with aside.open("wb") as file:
+                    file.write(png)
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(target)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+
+    def publish(self, item: Item) -> bool:
+        """Make a model whose views are all staged visible, by one rename.
+
+        Returns False if a staged file turned out to be damaged; it is deleted then, to be rendered again.
+        """
+        rows = self._view_rows(item)
+        if rows is None:
+            return False
+        cameras = cameras_of(self.image, item)
+        facts = {
+            "format": FORMAT,
+            "config": self.digest,
+            "renderer": _read_json(self.out / "renderer.json"),
+            "synset": item.synset,
+            "model": item.model,
+            "longest_side": self.image.longest_side,
+            "views": rows,
+            **(_read_json(self._facts(item)) or {}),
+        }
+        folder = self._cameras(item)
+        write_atomic(folder / "rotation.npy", _npy([view.rotation_deg for view in cameras]))
+        write_atomic(folder / "elevation.npy", _npy([view.elevation_deg for view in cameras]))
+        write_atomic(folder / "object.json", _json(facts, indent=1) + b"\n")
+        self._move_images(item)
+        self._facts(item).unlink(missing_ok=True)
+        return True
+
+    def quarantine(self, item: Item, verdict: Settings) -> None:
+        """Give up on a model: it is skipped until its file in ``quarantine/`` is deleted."""
+        write_atomic(self._verdict(item), _json({"config": self.digest, **verdict}, indent=1) + b"\n")
+        self._facts(item).unlink(missing_ok=True)
+        shutil.rmtree(self._staged(item), ignore_errors=True)
+        self.list_quarantined()
+
+    def list_quarantined(self) -> None:
+        """Write quarantine.jsonl anew from the files in ``quarantine/``: one line a model, sorted."""
+        written = None
+        # Again until nothing came in between: of two workers, the one with the older list may write last.
+        while (lines := self._quarantined_lines()) != written:
+            write_atomic(self.out / "quarantine.jsonl", lines)
+            written = lines
+
+    def log(self, row: Settings) -> None:
+        """Append a line to render.jsonl. For people: what counts is in the files of each model."""
+        path = self.out / "render.jsonl"
+        with _explained(path), path.open("ab", buffering=0) as file:
+            file.write(_json(row) + b"\n")
+
+    def _quarantined_lines(self) -> bytes:
+        paths = sorted((self.out / "quarantine").glob("*/*.json"))
+        verdicts = [verdict for path in paths if (verdict := _read_json(path))]
+        rows = [{key: verdict[key] for key in ("synset", "model", "reason", "message")} for verdict in verdicts]
+        return b"".join(_json(row) + b"\n" for row in rows)
+
+    def _view_rows(self, item: Item) -> list[Settings] | None:
+        rows = []
+        for view, camera in enumerate(cameras_of(self.image, item)):
+            path = self._staged(item) / _name(view)
+            data = path.read_bytes()
+            try:
+                pixels = decode(data)
+            except ValueError:
+                path.unlink()
+                return None
+            rows.append(
+                {
+                    "file": path.name,
+                    "rotation_deg": camera.rotation_deg,
+                    "elevation_deg": camera.elevation_deg,
+                    "seed": seed_of(self.image, item, view),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "pixels_sha256": sha256_of_pixels(pixels),
+                    "coverage": coverage(pixels),
+                }
+            )
+        return rows
+
+    def _move_images(self, item: Item) -> None:
+        staged, target = self._staged(item), self._images(item)
+        with _explained(target):
+            for stray in _listed(staged) - self._names():
+                (staged / stray).unlink()
+            sync_folder(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                staged.rename(target)
+            except OSError:
+                if not self.is_done(item):
+                    raise
+                shutil.rmtree(staged, ignore_errors=True)  # another worker was first, with the same images
+            sync_folder(target.parent)
+
+    def _names(self) -> set[str]:
+        return {_name(view) for view in range(self.image.num_views)}
+
+    def _images(self, item: Item) -> Path:
+        return self.out / "img" / item.synset / item.model
+
+    def _cameras(self, item: Item) -> Path:
+        return self.out / "camera" / item.synset / item.model
+
+    def _staged(self, item: Item) -> Path:
+        return self.staging / item.synset / item.model
+
+    def _facts(self, item: Item) -> Path:
+        return self.staging / item.synset / f"{item.model}.json"
+
+    def _verdict(self, item: Item) -> Path:
+        return self.out / "quarantine" / item.synset / f"{item.model}.json"
+
+
+def _name(view: int) -> str:
+    return f"{view:03d}.png"
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208  names are all that is needed
+    except FileNotFoundError:
+        return set()
+
+
+def _json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=indent).encode()
+
+
+def _read_json(path: Path) -> Settings | None:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _npy(values: list[float]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(values, dtype=np.float64))
+    return file.getvalue()
+
+
+def _differences(known: Settings, ours: Settings, prefix: str = "") -> list[str]:
+    """Return ``key theirs -> ours`` for each leaf that differs."""
+    found = []
+    for key in sorted(known.keys() | ours.keys()):
+        a, b = known.get(key), ours.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} {a} -> {b}")
+    return found
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            "free space or mend the permissions there, then run the same command again: nothing finished was lost",
+        ) from error
