@@ -73,26 +73,29 @@ class Difference:
     changeable: bool
 
 
+class MissingKeysError(UsageError):
+    """Keys without a default were not given."""
+
+
 def load(config_class: type[ConfigT], file: Path | None, overrides: Sequence[str]) -> ConfigT:
     """Return the defaults of ``config_class``, overruled by ``file``, overruled by ``overrides`` (``a.b=c``).
 
     Raises: UsageError naming the key, the value and the nearest valid key or the expected type.
     """
-    layers = [*(_from_file(file) if file else []), *(_from_override(text) for text in overrides)]
-    values: dict[str, Any] = {}
-    for setting in layers:
-        for path, value in _checked(config_class, setting):
-            _put(values, path.split("."), value)
-    merged = OmegaConf.merge(OmegaConf.structured(config_class), OmegaConf.create(values))
-    if missing := sorted(OmegaConf.missing_keys(merged)):
-        example = f"add {missing[0]}=VALUE; see: {_listing(config_class)}"
-        raise UsageError(f"{', '.join(missing)} must be given", example)
-    return cast(ConfigT, _build(config_class, cast(Mapping[str, Any], OmegaConf.to_container(merged)), ""))
+    from_file = [_Setting(key, raw, f"{file}: ") for key, raw in _read_yaml(file).items()] if file else []
+    return _load(config_class, [*from_file, *map(_from_override, overrides)])
 
 
 def read_run_config(config_class: type[ConfigT], path: Path) -> ConfigT:
     """Return the configuration that a run was submitted with. Raises: UsageError naming file and key."""
     return load(config_class, path, ())
+
+
+def read_section(section_class: type[ConfigT], path: Path, name: str) -> ConfigT:
+    """Return one section of the configuration of a run, without its job's classes. Raises: UsageError."""
+    found = _read_yaml(path).get(name)
+    values = found if isinstance(found, dict) else {}
+    return _load(section_class, [_Setting(key, raw, f"{path}: {name}.") for key, raw in values.items()])
 
 
 def save_text(config: Any) -> str:
@@ -277,7 +280,19 @@ class _Setting:
     source: str = ""
 
 
-def _from_file(file: Path) -> list[_Setting]:
+def _load(config_class: type[ConfigT], settings: Sequence[_Setting]) -> ConfigT:
+    values: dict[str, Any] = {}
+    for setting in settings:
+        for path, value in _checked(config_class, setting):
+            _put(values, path.split("."), value)
+    merged = OmegaConf.merge(OmegaConf.structured(config_class), OmegaConf.create(values))
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        example = f"add {missing[0]}=VALUE; see: {_listing(config_class)}"
+        raise MissingKeysError(f"{', '.join(missing)} must be given", example)
+    return cast(ConfigT, _build(config_class, cast(Mapping[str, Any], OmegaConf.to_container(merged)), ""))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
     except OSError as error:
@@ -290,7 +305,7 @@ def _from_file(file: Path) -> list[_Setting]:
         ) from error
     if data is not None and not isinstance(data, dict):
         raise UsageError(f"{file} holds no keys", "write one 'key: value' to a line")
-    return [_Setting(str(key), raw, f"{file}: ") for key, raw in (data or {}).items()]
+    return {str(key): raw for key, raw in (data or {}).items()}
 
 
 def _from_override(text: str) -> _Setting:
