@@ -1,0 +1,284 @@
+"""The render job with a worker that is not Blender: retries, quarantine, refusal to mix, what is published."""
+
+import importlib.util
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from get3d_cluster.core.cameras import views_for
+from get3d_cluster.errors import UsageError
+from jobs import render
+from preprocess import blender as blender_module
+from preprocess.blender import Blender, missing_package_error
+from preprocess.images import ImageConfig, Item, digest_of, seed_of
+
+TESTS = Path(__file__).parents[2]
+
+
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+rank = _load("render_one_rank")
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    program = tmp_path / "fake-blender"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{TESTS}/fake_blender_worker.py" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def config(tmp_path: Path, fake: Path, models: list[str] = [], **changes) -> render.Config:  # noqa: B006
+    for model in models:
+        folder = tmp_path / "models" / "02958343" / model
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.obj").touch()
+    image = changes.pop("image", ImageConfig(resolution=32, num_views=3, samples=1))
+    values = {"models": tmp_path / "models", "out": tmp_path / "out", "blender": fake, "view_timeout_s": 20.0}
+    return render.Config(**values | changes, image=image)
+
+
+def rendered(tmp_path: Path, config: render.Config) -> SimpleNamespace:
+    session = rank.session_of(tmp_path / "run")
+    work = render.make(config, session)
+    rank.run(work, session)
+    return SimpleNamespace(work=work, session=session)
+
+
+def quarantined(out: Path) -> dict[str, str]:
+    lines = (out / "quarantine.jsonl").read_text().splitlines() if (out / "quarantine.jsonl").exists() else []
+    return {row["model"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def published(out: Path) -> dict[str, list[str]]:
+    return {path.name: sorted(p.name for p in path.iterdir()) for path in sorted((out / "img").glob("*/*"))}
+
+
+NAMES = ["000.png", "001.png", "002.png"]
+
+
+def test_a_model_is_published_with_its_cameras_and_nothing_else(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a", "b"])
+    done = rendered(tmp_path, job)
+    assert published(job.out) == {"a": NAMES, "b": NAMES}
+    cameras = views_for(0, "02958343", "a", 3)
+    folder = job.out / "camera" / "02958343" / "a"
+    rotation, elevation = np.load(folder / "rotation.npy"), np.load(folder / "elevation.npy")
+    assert rotation.dtype == elevation.dtype == np.float64
+    assert rotation.tolist() == [view.rotation_deg for view in cameras]
+    assert elevation.tolist() == [view.elevation_deg for view in cameras]
+    facts = json.loads((folder / "object.json").read_text())
+    assert facts["config"] == digest_of(job.image)
+    assert len({view["seed"] for view in facts["views"]}) == 3
+    assert facts["bbox"] == [[0, 0, 0], [1, 1, 1]]
+    assert done.work.position().step == done.work.position().num_steps == 2
+    assert done.work.position().images == 6
+
+
+def test_hidden_colour_of_the_worker_does_not_reach_the_dataset(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    rendered(tmp_path, job)
+    from PIL import Image
+
+    with Image.open(job.out / "img" / "02958343" / "a" / "000.png") as image:
+        pixels = np.array(image)
+    assert pixels[..., 3].any()
+    assert not pixels[pixels[..., 3] == 0].any()
+
+
+def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_finished(tmp_path: Path, fake: Path) -> None:
+    names = ["edge", "blank", "magenta", "black", "truncate", "empty", "crash", "crash-once", "good"]
+    job = config(tmp_path, fake, names)
+    done = rendered(tmp_path, job)
+    assert quarantined(job.out) == {
+        "edge": "edge",
+        "blank": "blank",
+        "magenta": "magenta",
+        "black": "black",
+        "truncate": "damaged",
+        "empty": "no-geometry",
+        "crash": "crash",
+    }
+    assert published(job.out) == {"crash-once": NAMES, "good": NAMES}
+    verdict = json.loads((job.out / "quarantine" / "02958343" / "crash.json").read_text())
+    assert verdict["attempts"] == 3
+    assert "exit code 139" in verdict["message"]
+    assert "loading crash" in verdict["log"]
+    assert json.loads((job.out / "quarantine" / "02958343" / "edge.json").read_text())["attempts"] == 1
+    rows = [json.loads(line) for line in (job.out / "render.jsonl").read_text().splitlines()]
+    assert sorted((row["model"], row["ended"]) for row in rows) == sorted(
+        (name, "finished" if "once" in name or name == "good" else "quarantined") for name in names
+    )
+    assert done.work.position().step == 9
+
+
+def test_a_quarantined_model_is_skipped_until_its_verdict_is_deleted(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["crash-once"])
+    verdict = job.out / "quarantine" / "02958343" / "crash-once.json"
+    verdict.parent.mkdir(parents=True)
+    verdict.write_text(json.dumps({"synset": "02958343", "model": "crash-once", "reason": "x", "message": ""}))
+    rendered(tmp_path, job)
+    assert not (job.out / "img").exists()
+    verdict.unlink()
+    rendered(tmp_path, job)
+    assert published(job.out) == {"crash-once": NAMES}
+
+
+def test_a_hanging_view_is_killed_and_quarantined(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["hang"], view_timeout_s=0.3)
+    begun = time.monotonic()
+    rendered(tmp_path, job)
+    assert quarantined(job.out) == {"hang": "timeout"}
+    assert time.monotonic() - begun < 15
+
+
+def test_a_notice_during_a_long_view_ends_it_and_blames_nobody(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blender_module, "POLL_S", 0.05)
+    job = config(tmp_path, fake, ["hang"])
+    session = rank.session_of(tmp_path / "run", grace_s=0.4)
+    work = render.make(job, session)
+    threading.Timer(0.8, session.notices.request).start()
+    begun = time.monotonic()
+    rank.run(work, session)
+    assert time.monotonic() - begun < 6
+    assert not work.is_done()
+    assert quarantined(job.out) == {}
+    assert list(work._tree.claims.iterdir()) == []
+
+
+def test_other_settings_are_refused_naming_what_differs(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    rendered(tmp_path, job)
+    other = config(tmp_path, fake, image=ImageConfig(resolution=32, num_views=3, samples=2))
+    with pytest.raises(UsageError) as caught:
+        render.make(other, rank.session_of(tmp_path / "run"))
+    assert "settings.samples 1 -> 2" in caught.value.what
+    assert digest_of(job.image) in caught.value.what
+    assert digest_of(other.image) in caught.value.what
+
+
+def test_images_of_unknown_origin_are_refused(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    (job.out / "img" / "02958343" / "a").mkdir(parents=True)
+    with pytest.raises(UsageError, match="unknown"):
+        rendered(tmp_path, job)
+
+
+def test_another_version_of_the_renderer_is_refused(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    job.out.mkdir()
+    (job.out / "renderer.json").write_text(json.dumps({"renderer": "fake", "version": "0", "build": ""}))
+    with pytest.raises(UsageError, match="version 0 -> 1"):
+        rendered(tmp_path, job)
+
+
+def test_a_lost_image_is_rendered_again_to_the_same_bytes(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    rendered(tmp_path, job)
+    lost = job.out / "img" / "02958343" / "a" / "001.png"
+    before = lost.read_bytes()
+    lost.unlink()
+    rendered(tmp_path, job)
+    assert lost.read_bytes() == before
+    assert published(job.out) == {"a": NAMES}
+
+
+def test_a_damaged_staged_view_is_rendered_again(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    session = rank.session_of(tmp_path / "run")
+    work = render.make(job, session)
+    while not (staged := work._tree.staging / "02958343" / "a" / "000.png").exists():
+        work.step()
+    work.close()
+    staged.write_bytes(staged.read_bytes()[:50])
+    rendered(tmp_path, job)
+    facts = json.loads((job.out / "camera" / "02958343" / "a" / "object.json").read_text())
+    assert facts["views"][0]["coverage"] > 0.1
+
+
+def test_closing_ends_the_worker_process(tmp_path: Path, fake: Path) -> None:
+    session = rank.session_of(tmp_path / "run")
+    work = render.make(config(tmp_path, fake, ["a"]), session)
+    work.step()
+    work.step()
+    pid = work._renderer.blender.pid
+    assert Path(f"/proc/{pid}").exists()
+    work.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_that_does_not_start_is_the_installation_s_fault_and_not_the_model_s(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such display >&2\nexit 3\n")
+    broken.chmod(0o755)
+    job = config(tmp_path, broken, ["a"])
+    with pytest.raises(UsageError, match="no such display"):
+        rendered(tmp_path, job)
+    assert quarantined(job.out) == {}
+
+
+def test_missing_things_are_named_with_the_way_out(tmp_path: Path, fake: Path) -> None:
+    session = rank.session_of(tmp_path / "run")
+    with pytest.raises(UsageError, match="models=") as caught:
+        render.make(config(tmp_path, fake), session)
+    job = config(tmp_path, fake, ["a"], synsets=("03001627",))
+    with pytest.raises(UsageError, match="03001627"):
+        render.make(job, session)
+    with pytest.raises(UsageError) as caught:
+        render.make(config(tmp_path, tmp_path / "nothing"), session)
+    assert "make setup" in caught.value.way_out
+
+
+def test_missing_libraries_are_named_by_their_packages() -> None:
+    error = missing_package_error("libSM.so.6: no such file", ["libSM.so.6", "libGL.so.1"])
+    assert error.way_out.endswith("apt-get install --no-install-recommends libgl1 libsm6")
+    assert "libGL.so.1" in error.what
+
+
+def test_a_python_without_bpy_is_sent_to_make_setup(tmp_path: Path) -> None:
+    blender = Blender(Path(sys.executable), tmp_path / "log")
+    blender.start()
+    with pytest.raises(UsageError, match="No module named 'bpy'") as caught:
+        blender.hello()
+    assert "make setup" in caught.value.way_out
+    assert not blender.is_running
+
+
+def test_ranks_begin_at_different_models_and_a_limit_counts_per_category(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, [f"m{i}" for i in range(6)], limit=4)
+    begun = [
+        render.make(job, rank.session_of(tmp_path / "run", index, 2))._left[0].model for index in range(2)
+    ]
+    assert begun == ["m0", "m2"]
+
+
+def test_the_seed_of_a_view_depends_on_all_that_names_it() -> None:
+    image, item = ImageConfig(), Item(synset="a", model="b", obj=Path())
+    seeds = {
+        seed_of(image, item, 0),
+        seed_of(image, item, 1),
+        seed_of(ImageConfig(seed=1), item, 0),
+        seed_of(image, Item(synset="a", model="c", obj=Path()), 0),
+        seed_of(image, Item(synset="ab", model="", obj=Path()), 0),
+    }
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+@pytest.mark.parametrize("changes", [{"longest_side": 1.5}, {"num_views": 0}, {"elevation_range_deg": (30.0, 0.0)}])
+def test_settings_out_of_range_are_refused_by_name(changes: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        ImageConfig(**changes)
