@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MIN_SHARE = 0.25
-"""Below this |sum| / sum of absolutes a pixel centre lies far outside its triangle (snapping of a sliver)."""
+MIN_SHARE = 0.5
+"""A centre's |sum of weights| over their sum of absolutes: 1 inside the triangle, 0.5 half a triangle outside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,9 @@ def barycentrics(
 ) -> tuple[Tensor, Tensor]:  # [P, 3], [P]
     """Return perspective-correct barycentrics of pixel centres (with gradient) and depth z/w (detached).
 
-    Weights lie in [0, 1] and sum to 1; where snapping put a centre outside its triangle they are clamped.
+    Weights sum to 1. Snapping may put a centre outside its triangle, usually by a hair: weights then leave
+    [0, 1] by as much, so that points stay on the ray of their pixel. Far outside (a sliver) they are forced
+    into it, without gradient.
 
     Source: Olano and Greer 1997, triangle scan conversion in homogeneous coordinates.
     """
@@ -77,13 +79,10 @@ def barycentrics(
 def _normalised(weight: Tensor) -> Tensor:
     total, size = weight.sum(dim=1, keepdim=True), weight.detach().abs().sum(dim=1, keepdim=True)
     sound = (total.detach().abs() >= MIN_SHARE * size) & (size > 0)
-    share = (weight / torch.where(sound, total, 1.0)).clamp(0.0, 1.0)
-    share = share / torch.where(sound, share.sum(dim=1, keepdim=True), 1.0)
-    rough = weight.detach().abs() / torch.where(size > 0, size, 1.0)
-    rough = torch.where(
-        size > 0, rough, 1.0 / 3.0
-    )  # a triangle shrunk to a point: no direction is better than another
-    return torch.where(sound, share, rough)
+    exact = weight / torch.where(sound, total, 1.0)
+    forced = weight.detach().abs() / torch.where(size > 0, size, 1.0)
+    forced = torch.where(size > 0, forced, 1.0 / 3.0)  # shrunk to a point: no corner is better than another
+    return torch.where(sound, exact, forced)
 
 
 def interpolate(
