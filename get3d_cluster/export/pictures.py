@@ -22,8 +22,8 @@ BACKGROUND: Colour = (205, 208, 212)
 """Light neutral grey: white and black cars both stand out from it, on a dark page as on a light one."""
 
 INK: Colour = (40, 43, 48)
-CLAY = (0.72, 0.72, 0.74)
-"""Surface colour of shaded geometry, linear."""
+CLAY = (0.30, 0.36, 0.45)
+"""Surface colour of shaded geometry, linear; darker than ``BACKGROUND`` in any light."""
 
 READABLE_PX = 144
 """Images smaller than this are enlarged in a contact sheet by a whole factor, each pixel a square."""
@@ -133,7 +133,7 @@ def shade(
     vertices: Floats,  # [V, 3] world
     faces: Faces,  # [F, 3]
     triangle_ids: NDArray[np.integer],  # [..., H, W] 0 = empty, i + 1 = face i, as `raster.visibility` gives
-    to_camera: Floats,  # [..., 3] from the origin to each camera, world
+    cameras: Floats,  # [..., 3] where each camera stands, world
     *,
     supersampling: int = 1,
 ) -> Floats:  # [..., H / supersampling, W / supersampling, 4] premultiplied, [0, 1]
@@ -144,8 +144,8 @@ def shade(
     Raises: ValueError if the image cannot be divided by ``supersampling``.
     """
     normals = face_normals(vertices, faces)
-    camera = to_camera / np.linalg.norm(to_camera, axis=-1, keepdims=True)
-    facing = (camera[..., None, :] * normals).sum(axis=-1)  # [..., F]
+    to_camera = cameras[..., None, :] - vertices[faces].mean(axis=1)  # [..., F, 3]
+    facing = (to_camera * normals).sum(axis=-1) / np.linalg.norm(to_camera, axis=-1)
     light = 0.16 + 0.62 * np.abs(facing) + 0.22 * (0.5 + 0.5 * normals[:, 1])
     tint = np.where(facing[..., None] >= 0.0, CLAY, (0.75, 0.12, 0.08))
     palette = _display(tint * light[..., None])  # [..., F, 3]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from get3d_cluster.report.reading import Measurement
 
 WIDTH = 460.0
-HEIGHT = 200.0
+HEIGHT = 210.0
 LEFT = 52.0
 RIGHT = 12.0
 TOP = 10.0
-BOTTOM = 28.0
+BOTTOM = 38.0
 
-MOST_POINTS = 300
+MOST_POINTS = 200
 MOST_CURVES = 6
 """Curves in one chart; there are as many colours."""
 
@@ -103,7 +103,7 @@ def _chart(
     )
     resumed = [m for step in resume_steps if step > 0 for m in [_nearest(rows, step)]]
     return Chart(
-        title=title,
+        title=names[0] if len(names) == 1 else title,
         logarithmic=logarithmic,
         x_label="images seen" if by_images else "step",
         curves=tuple(_curve(name, points, x_axis, y_axis) for name, points in series.items()),

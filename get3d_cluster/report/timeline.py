@@ -4,7 +4,7 @@ Waiting in a queue may take a thousand times as long as an attempt, so long wait
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from get3d_cluster.report.reading import Ending, Event, RunFacts
 
@@ -13,6 +13,8 @@ WIDTH = 1000.0
 
 LONGEST_WAIT = 0.05
 """Longest drawn wait, as a share of the time in attempts."""
+
+MARK_WIDTH = 15.0
 
 MARKS = {
     "attempt-start": "start",
@@ -137,7 +139,7 @@ def _bar(
         pid=next((e.pid for e in events if e.rank == 0 and e.pid), events[0].pid),
         start_t=start,
         seconds=end - start,
-        marks=tuple(_mark(e, start, axis) for e in _shown(events)),
+        marks=_spread([_mark(e, start, axis) for e in _shown(events)], axis.x(start)),
     )
 
 
@@ -148,6 +150,18 @@ def _shown(events: Sequence[Event]) -> list[Event]:
     heard = {e.name for e in own}
     first = {e.name: e for e in reversed(others) if e.name not in heard}
     return sorted([*own, *first.values()], key=lambda e: e.t)
+
+
+def _spread(marks: Sequence[Mark], first_x: float) -> tuple[Mark, ...]:
+    """Move marks that would hide each other apart, earlier ones to the left; saves are thin and stay."""
+    wide = [m for m in marks if m.kind != "save"]
+    places = [m.x for m in wide]
+    for index in range(len(places) - 2, -1, -1):
+        places[index] = min(places[index], places[index + 1] - MARK_WIDTH)
+    for index in range(len(places)):
+        places[index] = max(places[index], places[index - 1] + MARK_WIDTH if index else first_x)
+    moved = [replace(mark, x=x) for mark, x in zip(wide, places, strict=True)]
+    return (*(m for m in marks if m.kind == "save"), *moved)
 
 
 def _mark(event: Event, start: float, axis: _Axis) -> Mark:

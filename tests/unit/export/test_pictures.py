@@ -124,6 +124,16 @@ def test_shading_is_brighter_the_more_a_face_looks_at_the_camera() -> None:
     assert above[0, 1].tolist() == [0, 0, 0, 0]
 
 
+def test_what_faces_the_camera_depends_on_where_it_stands_not_on_its_direction() -> None:
+    # a wall 0.5 to the right that looks to -X: a camera on the axis sees its front, one far to the right its back
+    wall = np.array([[0.5, 0, 0], [0.5, 0, 1], [0.5, 1, 0]], np.float32)
+    front, behind = (
+        shade(wall, FACE, np.array([[1]]), np.array(c, np.float32))[0, 0] for c in ([0.2, 0, 2], [1, 0, 2])
+    )
+    assert front[2] > front[0]
+    assert behind[0] > behind[2]
+
+
 def test_a_face_seen_from_behind_is_red() -> None:
     red, green, blue, _ = shade(TOP, FACE, np.array([[1]]), np.array([0, -1, 0], np.float32))[0, 0]
     assert red > 2 * max(green, blue)
