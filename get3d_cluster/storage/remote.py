@@ -25,16 +25,17 @@ class RemoteStorage:
         self.url = url
 
     def write(self, name: str, files: Mapping[str, Data | Sequence[Data]]) -> None:
+        folder = f"{self._root}/{name}"
         try:
+            if self._fs.exists(f"{folder}/{LAST}"):
+                raise FileExistsError(LAST)
             for file in sorted(files, key=lambda file: file == LAST):
                 data = files[file]
-                parts = [data] if isinstance(data, Data) else data
-                self._fs.pipe_file(
-                    f"{self._root}/{name}/{file}", b"".join(bytes(part) for part in parts), mode="create"
-                )
+                whole = b"".join(bytes(part) for part in ([data] if isinstance(data, Data) else data))
+                self._fs.pipe_file(f"{folder}/{file}", whole, mode="create" if file == LAST else "overwrite")
         except FileExistsError as error:
             raise StorageError(
-                f"{self.url}/{name} exists already: {error}", "another attempt wrote it; resume from it"
+                f"{self.url}/{name} exists already", "another attempt wrote it: resume from it"
             ) from error
         except OSError as error:
             raise StorageError(

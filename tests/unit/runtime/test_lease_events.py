@@ -1,0 +1,89 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from get3d_cluster.errors import FencedError
+from get3d_cluster.runtime.env import ProcessId
+from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.lease import Lease, is_held, refuse_second_copy
+from get3d_cluster.runtime.run_folder import RunFolder
+
+
+def test_the_newer_attempt_owns_the_run_and_the_older_finds_out(tmp_path):
+    old, new = Lease(tmp_path / "lease.json", 1), Lease(tmp_path / "lease.json", 2)
+    old.acquire()
+    old.check()
+    new.acquire()
+    with pytest.raises(FencedError, match="attempt 2"):
+        old.check()
+    new.check()
+    old.release()
+    new.check()
+    new.release()
+
+
+def test_an_older_attempt_cannot_take_it_back(tmp_path):
+    Lease(tmp_path / "lease.json", 2).acquire()
+    with pytest.raises(FencedError):
+        Lease(tmp_path / "lease.json", 1).acquire()
+
+
+def test_a_live_holder_refuses_a_second_copy_until_it_gives_the_lease_back(tmp_path):
+    lease = Lease(tmp_path / "lease.json", 1)
+    lease.acquire()
+    with pytest.raises(FencedError, match=str(os.getpid())):
+        refuse_second_copy(tmp_path / "lease.json")
+    lease.release()
+    refuse_second_copy(tmp_path / "lease.json")
+
+
+def test_a_holder_that_died_holds_nothing(tmp_path):
+    code = "import sys;from pathlib import Path;from get3d_cluster.runtime.lease import Lease;import os;"
+    code += "Lease(Path(sys.argv[1]), 1).acquire(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lease.json")], check=False)
+    assert json.loads((tmp_path / "lease.json").read_text())["released"] is False
+    assert is_held(tmp_path / "lease.json") is None
+
+
+def test_a_holder_elsewhere_is_judged_by_its_beat(tmp_path):
+    lease = Lease(tmp_path / "lease.json", 1)
+    lease.acquire()
+    data = json.loads((tmp_path / "lease.json").read_text())
+    lease.release()
+    (tmp_path / "lease.json").write_text(json.dumps(data | {"host": "elsewhere", "released": False}))
+    assert is_held(tmp_path / "lease.json", watch_s=0.8) is None
+
+
+def test_a_reused_process_number_is_not_the_same_process():
+    mine = ProcessId.mine()
+    assert mine.is_alive()
+    assert not ProcessId(host=mine.host, pid=mine.pid, start="1", boot=mine.boot).is_alive()
+    assert not ProcessId(host=mine.host, pid=mine.pid, start=mine.start, boot="another boot").is_alive()
+    assert ProcessId(host="elsewhere", pid=1, start="1", boot="x").is_alive() is None
+
+
+def test_a_torn_line_is_skipped_and_the_next_begins_on_its_own(tmp_path):
+    path = tmp_path / "events.jsonl"
+    EventLog(path, 1, 0).write("a")
+    with path.open("a") as file:
+        file.write('{"event": "to')
+    EventLog(path, 2, 0).write("b")
+    assert [row["event"] for row in read_rows(path)] == ["a", "b"]
+
+
+def test_rows_beyond_the_resumed_step_are_dropped_so_that_none_is_doubled(tmp_path):
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3, 4):
+        log.write(step, loss=step)
+    log.rewind(2)
+    for step in (3, 4, 5):
+        log.write(step, loss=-step)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_two_callers_never_get_the_same_attempt(tmp_path):
+    run = RunFolder(tmp_path)
+    assert [run.new_attempt(), RunFolder(tmp_path).new_attempt(), run.new_attempt()] == [1, 2, 3]

@@ -1,0 +1,75 @@
+import resource
+import signal
+
+import pytest
+
+from get3d_cluster.errors import StorageError
+from get3d_cluster.storage import open_storage
+from get3d_cluster.storage.local import LocalStorage, write_atomic
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request, tmp_path):
+    return open_storage(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_what_was_written_is_read_back_and_listed_in_order(storage):
+    storage.write("b", {"x": b"1", "manifest.json": b"{}"})
+    storage.write("a", {"x": [b"2", b"3"], "manifest.json": b"{}"})
+    assert storage.list() == ["a", "b"]
+    assert bytes(storage.read("a", "x")) == b"23"
+    with pytest.raises(FileNotFoundError):
+        storage.read("a", "y")
+
+
+def test_a_name_is_written_once(storage):
+    storage.write("a", {"x": b"1", "manifest.json": b"{}"})
+    with pytest.raises(StorageError):
+        storage.write("a", {"x": b"2", "manifest.json": b"{}"})
+    assert bytes(storage.read("a", "x")) == b"1"
+
+
+def test_deleted_and_set_aside_groups_are_no_longer_listed(storage):
+    for name in ("a", "b"):
+        storage.write(name, {"x": b"1", "manifest.json": b"{}"})
+    storage.delete("a")
+    storage.delete("never there")
+    storage.set_aside("b")
+    assert storage.list() == []
+    storage.write("b", {"x": b"new", "manifest.json": b"{}"})
+    assert bytes(storage.read("b", "x")) == b"new"
+
+
+def test_a_full_disk_leaves_nothing_half_and_names_the_path(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.write("old", {"x": b"kept"})
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="new"):
+            storage.write("new", {"y": b"1", "x": bytes(5000)})
+        with pytest.raises(StorageError, match=r"file\.json"):
+            write_atomic(tmp_path / "file.json", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert storage.list() == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_what_a_killed_writer_left_is_invisible_and_cleaned(tmp_path):
+    (tmp_path / ".writing-step-1-abcd").mkdir()
+    storage = LocalStorage(tmp_path)
+    assert storage.list() == []
+    storage.clean()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replacing_a_file_keeps_the_old_one_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomic(path, b"old")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
