@@ -1,0 +1,154 @@
+import io
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from get3d_cluster.data.dataset import ImageDataset, prepared
+from get3d_cluster.data.format import (
+    INDEX_NAME,
+    Index,
+    Member,
+    Sample,
+    Shard,
+    digest_of,
+    index_bytes,
+    write_shard,
+)
+from get3d_cluster.errors import UsageError
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def dataset_of(folder: Path, files: list[bytes], resolution: int = 8) -> Path:
+    members = [Member(name=f"s/m/{i:03d}.png", data=data) for i, data in enumerate(files)]
+    data, places = write_shard(members)
+    (folder / "shard-00000.tar").write_bytes(data)
+    samples = [
+        Sample(
+            key=f"s/m/{i:03d}",
+            shard=0,
+            offset=offset,
+            size=size,
+            xxh3_64=digest_of(files[i]),
+            rotation_deg=90.0 * i,
+            elevation_deg=10.0 * i,
+        )
+        for i, (offset, size) in enumerate(places)
+    ]
+    shard = Shard(name="shard-00000.tar", size=len(data), xxh3_64=digest_of(data))
+    (folder / INDEX_NAME).write_bytes(
+        index_bytes(Index(resolution=resolution, shards=(shard,), samples=tuple(samples)))
+    )
+    return folder
+
+
+@pytest.fixture
+def random_files() -> list[bytes]:
+    rng = np.random.Generator(np.random.PCG64(0))
+    return [png(rng.integers(0, 256, (8, 8, 4), dtype=np.uint8)) for _ in range(4)]
+
+
+def test_a_batch_is_premultiplied_on_black_with_coverage_as_mask(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[0, 0] = (200, 100, 0, 255)
+    pixels[0, 1] = (200, 100, 0, 51)  # a fifth covered
+    pixels[0, 2] = (77, 77, 77, 0)  # hidden colour must not show
+    images, cameras = ImageDataset(dataset_of(tmp_path, [png(pixels)]), 8).batch([0])
+    assert images.shape == (1, 4, 8, 8)
+    assert images.is_contiguous()
+    rgb = ((images[0, :3] + 1) * 127.5).round().permute(1, 2, 0)
+    assert rgb[0, 0].tolist() == [200, 100, 0]
+    assert rgb[0, 1].tolist() == [40, 20, 0]
+    assert rgb[0, 2].tolist() == [0, 0, 0]
+    assert (images[0, :3, 1:] == -1).all()
+    assert images[0, 3, 0, :3].tolist() == pytest.approx([1, 0.2, 0])
+    assert cameras.tolist() == [[0, pytest.approx(math.pi / 2)]]
+
+
+def test_a_binary_mask_takes_any_coverage_as_covered(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[0, 0] = (200, 100, 0, 1)
+    images, _ = ImageDataset(dataset_of(tmp_path, [png(pixels)]), 8, mask="binary").batch([0])
+    assert images[0, 3].sum() == 1
+    assert images[0, 0, 0, 0] == pytest.approx(200 / 127.5 - 1)
+
+
+def test_cameras_are_azimuth_and_polar_angle(tmp_path: Path, random_files: list[bytes]) -> None:
+    _, cameras = ImageDataset(dataset_of(tmp_path, random_files), 8).batch([3, 1])
+    expected = torch.tensor([[1.5 * math.pi, math.radians(60)], [0.5 * math.pi, math.radians(80)]])
+    torch.testing.assert_close(cameras, expected)
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+def test_the_same_indices_give_the_same_bits_cached_or_not(
+    tmp_path: Path, random_files: list[bytes], cache_mb: int
+) -> None:
+    dataset = ImageDataset(dataset_of(tmp_path, random_files), 8, cache_mb=cache_mb)
+    first, _ = dataset.batch([2, 0, 2])
+    first_again, _ = dataset.batch([2, 0, 2])
+    assert torch.equal(first, first_again)
+    first.zero_()  # a caller may overwrite its batch
+    assert torch.equal(dataset.batch([2, 0, 2])[0], first_again)
+    assert torch.equal(first_again[0], first_again[2])
+
+
+def test_the_cache_is_bounded(tmp_path: Path, random_files: list[bytes]) -> None:
+    dataset = ImageDataset(dataset_of(tmp_path, random_files), 8, cache_mb=1)
+    dataset._cache._max_images = 2
+    dataset.batch([0, 1, 2, 3])
+    assert list(dataset._cache._kept) == [2, 3]
+
+
+def test_a_smaller_size_averages_coverage_and_light_without_a_dark_or_bright_rim() -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :3] = (240, 120, 60, 255)  # the edge falls into the middle of a 2 x 2 block
+    pixels[:, 3:] = (255, 255, 255, 0)  # hidden white
+    small = prepared(pixels, 4, "coverage")
+    assert small[0, 0].tolist() == [240, 120, 60, 255]
+    assert small[0, 1].tolist() == [120, 60, 30, 128]
+    assert small[0, 2].tolist() == [0, 0, 0, 0]
+
+
+def test_a_larger_size_keeps_colour_below_coverage() -> None:
+    rng = np.random.Generator(np.random.PCG64(1))
+    large = prepared(rng.integers(0, 256, (4, 4, 4), dtype=np.uint8), 16, "coverage").astype(int)
+    assert large.shape == (16, 16, 4)
+    assert (large[..., :3] <= large[..., 3:] + 1).all()
+
+
+def test_a_resized_binary_mask_stays_binary() -> None:
+    rng = np.random.Generator(np.random.PCG64(2))
+    small = prepared(rng.integers(0, 2, (8, 8, 4), dtype=np.uint8) * 200, 4, "binary")
+    assert set(np.unique(small[..., 3])) <= {0, 255}
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    good = png(np.zeros((8, 8, 4), np.uint8))
+    dataset = ImageDataset(dataset_of(tmp_path, [good, good[:40], b"no image"]), 8)
+    for number in (1, 2):
+        with pytest.raises(UsageError, match=rf"s/m/00{number} in .*shard-00000.tar is not an image"):
+            dataset.batch([number])
+
+
+def test_a_cached_batch_of_eight_is_fast(tmp_path: Path) -> None:
+    rng = np.random.Generator(np.random.PCG64(3))
+    files = [png(rng.integers(0, 256, (128, 128, 4), dtype=np.uint8)) for _ in range(8)]
+    dataset = ImageDataset(dataset_of(tmp_path, files, 128), 128)
+    dataset.batch(range(8))
+    best = min(_seconds(lambda: dataset.batch(range(8))) for _ in range(10))
+    assert best < 0.01  # about 1 ms alone; the machine may be shared
+
+
+def _seconds(act) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
