@@ -25,8 +25,8 @@ def leaky_relu(
     x: Tensor,  # already scaled by LRELU_GAIN
     clamp: float = 0.0,  # limit of the result; 0: none
 ) -> Tensor:
-    """Apply the slope, and the limit."""
-    x = F.leaky_relu(x, _SLOPE)
+    """Apply the slope in place, and the limit."""
+    x = F.leaky_relu(x, _SLOPE, inplace=True)
     return x.clamp(-clamp, clamp) if clamp else x
 
 
@@ -66,9 +66,11 @@ class Affine(FullyConnected):
 class Conv(nn.Module):
     """A convolution that keeps or halves the size, with scaled weights. Weights start as N(0, 1).
 
-    ``down`` halves the size: with ``fir``, a blur and a convolution of stride 2; without, a convolution and the mean of
-    2 x 2 pixels, done as one convolution of stride 2.
+    ``down`` halves the size of a 3 x 3 convolution: with ``fir``, a blur and stride 2; without, the convolution and the
+    mean of 2 x 2 pixels, done as one convolution of stride 2.
     """
+
+    shifts: Tensor
 
     def __init__(  # noqa: PLR0913 - the layer has as many properties
         self,
@@ -89,27 +91,35 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel))
         self.weight_gain = 1.0 / math.sqrt(num_in * kernel**2)
         self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
+        if down and not fir:
+            self.register_buffer("shifts", mean_of_shifts(kernel), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, I, H, W] -> [N, O, H or H / 2, W or W / 2]
         gain = self.gain * (LRELU_GAIN if self.activate else 1.0)
         bias = None if self.bias is None else self.bias * gain
-        y = self._convolve(x, self.weight * (self.weight_gain * gain), bias)
+        y = self._convolve(x, self.weight_gain * gain, bias)
         return leaky_relu(y, self.clamp * self.gain) if self.activate else y
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.down:
-            return F.conv2d(x, weight, bias, padding=self.kernel // 2)
-        if not self.fir:
-            return F.conv2d(x, mean_of_shifts(weight), bias, stride=2, padding=self.kernel // 2)
-        if self.kernel == 1:
-            return F.conv2d(downsample(x, fir=True), weight, bias)
-        return F.conv2d(blur(x, padding=2), weight, bias, stride=2)
+    def _convolve(self, x: Tensor, gain: float, bias: Tensor | None) -> Tensor:
+        if self.down and not self.fir:
+            wide = self.weight.flatten(2) @ (self.shifts * gain)
+            weight = wide.unflatten(2, (self.kernel + 1, self.kernel + 1))
+            return F.conv2d(x, weight, bias, stride=2, padding=self.kernel // 2)
+        if self.down:
+            return F.conv2d(blur(x, padding=2), self.weight * gain, bias, stride=2)
+        return F.conv2d(x, self.weight * gain, bias, padding=self.kernel // 2)
 
 
-def mean_of_shifts(weight: Tensor) -> Tensor:  # [O, I, K, K] -> [O, I, K + 1, K + 1]
-    """Return the kernel whose stride 2 equals ``weight`` followed by the mean of 2 x 2 pixels: under half the work."""
-    shifts = [F.pad(weight, (dx, 1 - dx, dy, 1 - dy)) for dy in (0, 1) for dx in (0, 1)]
-    return (shifts[0] + shifts[1] + shifts[2] + shifts[3]) * 0.25
+def mean_of_shifts(kernel: int) -> Tensor:  # [K K, (K + 1) (K + 1)]
+    """Return the matrix from a kernel to the one whose stride 2 does what the kernel and a mean of 2 x 2 pixels do.
+
+    Under half the work: that kernel has (K + 1)^2 weights, but only every fourth pixel is computed.
+    """
+    shifts = torch.zeros(kernel, kernel, kernel + 1, kernel + 1)
+    for row in range(kernel):
+        for column in range(kernel):
+            shifts[row, column, row : row + 2, column : column + 2] = 0.25
+    return shifts.view(kernel**2, -1)
 
 
 def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:  # [N, C, H, W] -> [C, 1, 4, 4]
