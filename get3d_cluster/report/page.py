@@ -1,22 +1,25 @@
 """The report of a run: one HTML file beside its data, with relative links only."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import jinja2
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.report import curves, timeline
-from get3d_cluster.report.reading import Ending, Event, RunFacts, read_run
+from get3d_cluster.report.reading import Ending, Event, RunFacts, number, read_run, whole
 from get3d_cluster.storage.local import write_atomic
 
 REPORT = "report.html"
+
+_LAST_SECOND = 253402300799.0
+"""End of the year 9999, the last that has a date."""
 
 _TURNTABLES = (".gif", ".webp")
 _INTERRUPTIONS = frozenset({"preempted", "time-limit", "node-failure", "requeued", "suspended"})
@@ -75,7 +78,7 @@ def write_report(run_path: Path) -> Path:
     if not run_path.is_dir():
         raise UsageError(f"{run_path} is no run folder", "list runs with: python launch.py status")
     target = run_path / REPORT
-    write_atomic(target, page(read_run(run_path), run_path).encode())
+    write_atomic(target, page(read_run(run_path), run_path).encode(errors="replace"))
     return target
 
 
@@ -89,7 +92,7 @@ def page(facts: RunFacts, run_path: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "tone": tone, "short": curves.short_number}
-    resumed = [int(e.fields["step"]) for e in facts.events if e.name == "resume" and "step" in e.fields]
+    resumed = [whole(e.fields.get("step")) for e in facts.events if e.name == "resume"]
     return environment.get_template("template.html").render(
         facts=facts,
         state=state(facts),
@@ -142,7 +145,7 @@ def details(facts: RunFacts) -> list[tuple[str, str]]:
     """Return the facts a person may want to quote: name and value."""
     preemptions = sum(ending.cause == "preempted" for ending in facts.endings.values())
     saves = [e for e in facts.events if e.name == "save" and e.rank == 0]
-    slowest = max((_float(e.fields.get("seconds")) for e in saves), default=0.0)
+    slowest = max((number(e.fields.get("seconds")) for e in saves), default=0.0)
     found = {
         "job": str(facts.spec.get("job", "")),
         "scheduler": str(facts.spec.get("scheduler", "")),
@@ -159,17 +162,17 @@ def details(facts: RunFacts) -> list[tuple[str, str]]:
 def digest(facts: RunFacts) -> str:
     """Return the digest of the newest state that anything recorded, with its step."""
     if facts.done and facts.done.get("digest"):
-        return f"{facts.done['digest']} (final, step {_float(facts.done.get('step')):,.0f})"
+        return f"{facts.done['digest']} (final, step {number(facts.done.get('step')):,.0f})"
     for event in reversed(facts.events):
         if event.fields.get("digest"):
-            return f"{event.fields['digest']} (step {_float(event.fields.get('step')):,.0f})"
+            return f"{event.fields['digest']} (step {number(event.fields.get('step')):,.0f})"
     return ""
 
 
 def steps_lost(facts: RunFacts) -> tuple[int, bool]:
     """Return the steps that were computed more than once, and whether every ended attempt told its last step."""
     ended = facts.attempts if facts.done is not None else facts.attempts[:-1]
-    silent = [number for number in ended if number not in facts.endings]
+    silent = [attempt for attempt in ended if attempt not in facts.endings]
     return sum(_lost_in(ending) for ending in facts.endings.values()), not silent
 
 
@@ -183,7 +186,7 @@ def images_per_second(facts: RunFacts) -> float:
 
 def attempt_rows(facts: RunFacts) -> list[AttemptRow]:
     """Return the table of attempts, oldest first."""
-    return [_attempt_row(number, facts) for number in facts.attempts]
+    return [_attempt_row(attempt, facts) for attempt in facts.attempts]
 
 
 def sample_series(samples: Sequence[Path]) -> list[SampleSeries]:
@@ -207,7 +210,7 @@ def mesh_cards(meshes: Sequence[Path], run_path: Path) -> list[MeshCard]:
 
 def link(path: Path) -> str:
     """Return a relative link that any browser follows, whatever the name holds."""
-    return "./" + quote(path.as_posix())
+    return "./" + quote(os.fsencode(path.as_posix()))
 
 
 def duration(seconds: float) -> str:
@@ -235,18 +238,18 @@ def tone(cause: str) -> str:
     return "busy" if cause == "running" else "plain"
 
 
-def _attempt_row(number: int, facts: RunFacts) -> AttemptRow:
-    events = [e for e in facts.events if e.attempt == number]
-    ending = facts.endings.get(number)
-    cause = ending.cause if ending else "running" if number == facts.attempts[-1] else "no word"
+def _attempt_row(attempt: int, facts: RunFacts) -> AttemptRow:
+    events = [e for e in facts.events if e.attempt == attempt]
+    ending = facts.endings.get(attempt)
+    cause = ending.cause if ending else "running" if attempt == facts.attempts[-1] else "no word"
     resume = _first(events, "resume")
     return AttemptRow(
-        number=number,
+        number=attempt,
         started=_clock(events[0].t) if events else "",
         ran=duration(_ran(events, ending)),
         workers=_workers(events, ending),
         pid=next((e.pid for e in events if e.rank == 0), 0),
-        came_back_at=int(_float(resume.fields.get("step"))) if resume else None,
+        came_back_at=whole(resume.fields.get("step")) if resume else None,
         steps=f"{ending.start_step:,} → {ending.end_step:,}" if ending else "",
         lost=_lost_in(ending) if ending else 0,
         cause=cause,
@@ -254,7 +257,7 @@ def _attempt_row(number: int, facts: RunFacts) -> AttemptRow:
         exit_code=str(ending.exit_code) if ending else "",
         left_in=_left_in(events),
         message=ending.message if ending else "",
-        log=link(facts.logs[number]) if number in facts.logs else "",
+        log=link(facts.logs[attempt]) if attempt in facts.logs else "",
     )
 
 
@@ -270,7 +273,7 @@ def _ran(events: Sequence[Event], ending: Ending | None) -> float:
 
 def _workers(events: Sequence[Event], ending: Ending | None) -> str:
     start = _first(events, "attempt-start")
-    count = ending.world_size if ending else int(_float(start.fields.get("world_size"))) if start else 0
+    count = ending.world_size if ending else whole(start.fields.get("world_size")) if start else 0
     hosts = ", ".join(ending.hosts) if ending else str(start.fields.get("host", "")) if start else ""
     return f"{count or '?'} on {hosts}" if hosts else f"{count or '?'}"
 
@@ -286,8 +289,8 @@ def _first(events: Sequence[Event], name: str) -> Event | None:
 def _last_step(facts: RunFacts) -> int:
     known = [m.step for m in facts.measurements[-1:]]
     known += [ending.end_step for ending in facts.endings.values()]
-    known += [int(_float(e.fields.get("step"))) for e in facts.events if e.name in {"save", "finish"}]
-    return max([int(_float((facts.done or {}).get("step"))), *known])
+    known += [whole(e.fields.get("step")) for e in facts.events if e.name in {"save", "finish"}]
+    return max([whole((facts.done or {}).get("step")), *known])
 
 
 def _mesh_card(stem: Path, paths: Sequence[Path], run_path: Path) -> MeshCard:
@@ -322,12 +325,8 @@ def _caption(path: Path) -> str:
 
 
 def _clock(t: float) -> str:
-    return datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(min(max(t, 0.0), _LAST_SECOND), UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}" + ("" if count == 1 else "s")
-
-
-def _float(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

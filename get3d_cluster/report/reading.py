@@ -5,12 +5,14 @@ so nothing in this module raises because of what a file holds.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_LARGEST = 1e39
+"""Beyond float32, so no measurement; also keeps differences of two values finite. False for NaN."""
 
 _POSITION_KEYS = frozenset({"step", "images", "epoch", "seconds"})
 _PICTURES = frozenset({".png", ".gif", ".jpg", ".jpeg", ".webp"})
@@ -32,7 +34,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """One row of metrics.jsonl; ``values`` are finite."""
+    """One row of metrics.jsonl; ``values`` are all finite."""
 
     step: int
     images: int
@@ -86,8 +88,8 @@ def read_run(path: Path) -> RunFacts:
     spec = _object(path / "spec.json") or {}
     events = tuple(sorted(_events(path / "events.jsonl"), key=lambda e: e.t))
     folders = _numbered(path / "attempts", r"(\d+)")
-    endings = {number: _object(folder / "outcome.json") for number, folder in folders.items()}
-    logs = {number: folder / "rank0000.log" for number, folder in folders.items()}
+    endings = {attempt: _object(folder / "outcome.json") for attempt, folder in folders.items()}
+    logs = {attempt: folder / "rank0000.log" for attempt, folder in folders.items()}
     return RunFacts(
         name=str(spec.get("name") or path.absolute().name),
         spec=spec,
@@ -96,11 +98,11 @@ def read_run(path: Path) -> RunFacts:
         events=events,
         measurements=_measurements(path / "metrics.jsonl"),
         attempts=tuple(sorted({*folders, *(e.attempt for e in events if e.attempt > 0)})),
-        endings={number: _ending(data) for number, data in endings.items() if data},
+        endings={attempt: _ending(data) for attempt, data in endings.items() if data},
         checkpoints=tuple(_numbered(path / "checkpoints", r"step-(\d+)")),
         samples=_files(path, "samples", _PICTURES),
         meshes=_files(path, "meshes", _MESHES | _PICTURES),
-        logs={number: log.relative_to(path) for number, log in logs.items() if log.is_file()},
+        logs={attempt: log.relative_to(path) for attempt, log in logs.items() if log.is_file()},
     )
 
 
@@ -115,6 +117,16 @@ def natural_key(text: str) -> list[tuple[int, str]]:
         for part in re.split(r"([0-9]+)", text)
         if part
     ]
+
+
+def number(value: object) -> float:
+    """Return ``value`` if it is a number one can draw, else 0."""
+    return float(value) if isinstance(value, int | float) and _is_drawable(value) else 0.0
+
+
+def whole(value: object) -> int:
+    """Return ``value`` as an integer if it is a number, else 0."""
+    return int(number(value))
 
 
 def _text(path: Path) -> str:
@@ -145,25 +157,25 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _events(path: Path) -> Iterator[Event]:
     for row in _rows(path):
-        t = _number(row.pop("t", None))
+        t = number(row.pop("t", None))
         name = str(row.pop("event", ""))
         if t and name:
-            attempt, rank, pid = (_whole(row.pop(key, None)) for key in ("attempt", "rank", "pid"))
+            attempt, rank, pid = (whole(row.pop(key, None)) for key in ("attempt", "rank", "pid"))
             yield Event(t=t, name=name, attempt=attempt, rank=rank, pid=pid, fields=row)
 
 
 def _measurements(path: Path) -> tuple[Measurement, ...]:
-    by_step = {_whole(row.get("step")): row for row in _rows(path) if "step" in row}
+    by_step = {whole(row.get("step")): row for row in _rows(path) if "step" in row}
     return tuple(_measurement(by_step[step]) for step in sorted(by_step))
 
 
 def _measurement(row: Mapping[str, Any]) -> Measurement:
-    values = {key: value for key, value in row.items() if key not in _POSITION_KEYS and _is_finite(value)}
+    values = {key: value for key, value in row.items() if key not in _POSITION_KEYS and _is_drawable(value)}
     return Measurement(
-        step=_whole(row.get("step")),
-        images=_whole(row.get("images")),
-        epoch=_whole(row.get("epoch")),
-        seconds=_number(row.get("seconds")),
+        step=whole(row.get("step")),
+        images=whole(row.get("images")),
+        epoch=whole(row.get("epoch")),
+        seconds=number(row.get("seconds")),
         values={key: float(value) for key, value in values.items()},
     )
 
@@ -172,14 +184,14 @@ def _ending(data: Mapping[str, Any]) -> Ending:
     hosts = data.get("hosts")
     return Ending(
         cause=str(data.get("cause") or "unknown"),
-        exit_code=_whole(data.get("exit_code")),
-        start_step=_whole(data.get("start_step")),
-        end_step=_whole(data.get("end_step")),
-        saved_step=_whole(data.get("saved_step")),
-        seconds=_number(data.get("seconds")),
+        exit_code=whole(data.get("exit_code")),
+        start_step=whole(data.get("start_step")),
+        end_step=whole(data.get("end_step")),
+        saved_step=whole(data.get("saved_step")),
+        seconds=number(data.get("seconds")),
         message=str(data.get("message") or ""),
         hosts=tuple(map(str, hosts)) if isinstance(hosts, list) else (),
-        world_size=_whole(data.get("world_size")),
+        world_size=whole(data.get("world_size")),
     )
 
 
@@ -198,13 +210,5 @@ def _files(run: Path, folder: str, suffixes: frozenset[str]) -> tuple[Path, ...]
     return tuple(sorted(shown, key=lambda p: natural_key(p.as_posix())))
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and _is_finite(value) else 0.0
-
-
-def _whole(value: object) -> int:
-    return int(_number(value))
+def _is_drawable(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
