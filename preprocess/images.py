@@ -99,7 +99,7 @@ class ImageConfig:
     """Move the middle of the model's box to the origin."""
     elevation_range_deg: tuple[float, float] = (0.0, 30.0)
     """Cameras stand between these angles above the horizon. Source: GET3D."""
-    view_transform: Literal["Standard", "Filmic", "AgX"] = "Filmic"
+    view_transform: Literal["Standard", "Filmic"] = "Filmic"
     """How light becomes colour; Filmic is upstream's look, Standard keeps white textures white."""
     lights: Literal["get3d", "studio"] = "get3d"
     """Preset of lights and world: upstream's rig, or a bright sky without black sides."""
