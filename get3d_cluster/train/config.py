@@ -1,0 +1,182 @@
+"""Every setting of a training. Pure: a login node reads it without torch.
+
+Defaults are upstream's for cars at 1024 px, unless a comment says otherwise. Sources: Gao et al. 2022 (GET3D),
+Karras et al. 2020 (StyleGAN2).
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from get3d_cluster.errors import UsageError
+from get3d_cluster.get3d.config import DiscriminatorConfig, GeneratorConfig, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """The images to learn from, and the cameras that generated images are taken with."""
+
+    path: str
+    """Folder of a packed dataset, as the job `pack` writes it."""
+    mask: Literal["coverage", "binary"] = "binary"
+    """Real masks: the share of a pixel that is covered, or upstream's covered-at-all. At 64 px use coverage."""
+    elevation_range_deg: tuple[float, float] = (0.0, 30.0)
+    """Generated images are taken from between these heights above the horizon, and from all around."""
+
+    def __post_init__(self) -> None:
+        low, high = self.elevation_range_deg
+        if not -90 <= low <= high <= 90:
+            raise UsageError(
+                f"elevation_range_deg=[{low:g}, {high:g}] must be ordered and within [-90, 90]",
+                "give the range that the dataset was rendered with",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    """The global batch, cut into micro-shards that are computed alone. Both sizes are fixed for the life of a run."""
+
+    num_shards: int = 8
+    """Micro-shards of a step: the most workers a run can use. Any number up to it gives the same bits."""
+    shard_size: int = 4
+    """Images of a micro-shard; a multiple of discriminator.minibatch_group, or below it."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_shards", "shard_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1", f"set {name} to 1 or more")
+
+    @property
+    def size(self) -> int:
+        """Images of a step."""
+        return self.num_shards * self.shard_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """What the networks minimise, beside telling real from generated."""
+
+    gamma_rgb: float = 40.0
+    """Weight of R1 on the colours; in proportion to pixels / batch. 400 for chairs and tables, 80 for motorbikes."""
+    gamma_mask: float = 40.0
+    """Weight of R1 on the mask."""
+    r1_interval: int = 16
+    """Steps between R1 phases, whose weight is multiplied by it."""
+    sdf_entropy: float = 0.01
+    """Weight of undecided signs along the edges of the grid."""
+    empty_shape: float = 1.0
+    """Weight of the distances of a shape that came out empty."""
+    mixing_probability: float = 0.9
+    """How often the styles of two latents are mixed, decided for geometry and texture apart."""
+    reuse_fakes: bool = False
+    """Judge the images of the generator's phase again in the discriminator's: saves a third of a step. Upstream
+    draws fresh ones."""
+
+    def __post_init__(self) -> None:
+        if self.r1_interval < 1:
+            raise UsageError(
+                f"r1_interval={self.r1_interval} must be at least 1", "to go without R1 set both gammas to 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Both Adams."""
+
+    lr_generator: float = field(default=2e-3, metadata={"changeable": True})
+    """Learning rate of the generator, before the correction."""
+    lr_discriminator: float = field(default=2e-3, metadata={"changeable": True})
+    """Learning rate of the discriminator, before the correction."""
+    betas: tuple[float, float] = (0.0, 0.99)
+    """Decay of the moments, before the correction. The paper says 0.9, the published code (0, 0.99)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    lazy_correction: bool = True
+    """Scale rate and exponents by k / (k + 1) for a network that takes one more step every k."""
+    generator_interval: int = 4
+    """The k of the generator. Its regulariser is gone, the correction stayed: 0.8 times the rate. 0: none."""
+    generator_zero_step: bool = True
+    """Step the generator's Adam with zero gradients every k steps, as upstream does: moments decay once more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AverageConfig:
+    """The running average of the generator's weights, which makes what people get to see."""
+
+    half_life_images: float = 10_000.0
+    """Images after which a weight counts half; upstream: batch * 10,000 / 32."""
+    ramp_up: float = 0.05
+    """No half-life above this share of the images seen; 0: full length from the start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig:
+    """What happens when losses or gradients are not finite: the phase is skipped on all workers alike."""
+
+    __changeable__: ClassVar[bool] = True
+
+    max_skipped_steps: int = 20
+    """Steps in a row with a skipped phase, after which the run is held for a person."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchConfig:
+    """What is shown of a training. Nothing here changes a bit of it."""
+
+    __changeable__: ClassVar[bool] = True
+
+    log_every_steps: int = 50
+    """Steps between rows of metrics.jsonl."""
+    preview_every_s: float = 30.0
+    """Seconds between sheets of fixed shapes in samples/; 0: none."""
+    preview_shapes: int = 6
+    """Columns of such a sheet."""
+    psi: float = 1.0
+    """Truncation of the shapes shown; below 1 nearer to the mean shape."""
+    measure_every_s: float = 60.0
+    """Seconds between measurements of the distances to real images; 0: none."""
+    measure_images: int = 96
+    """Generated images of a measurement."""
+    budget: float = 0.03
+    """Largest share of the time that sheets may take, and again measurements; they come more rarely if slow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """A training, without where it runs."""
+
+    data: DataConfig
+    """Real images."""
+    num_images: int = field(default=20_000_000, metadata={"changeable": True})
+    """Length of the training in real images shown."""
+    seed: int = 0
+    """Of weights, order of the data and latents."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """The global batch."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """From two latents to a textured mesh and its image."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """Tells real images from generated ones."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses and regularisers."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Both Adams."""
+    average: AverageConfig = field(default_factory=AverageConfig)
+    """Running average of the generator."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Divergence."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Rows, sheets, measurements."""
+
+    def __post_init__(self) -> None:
+        ModelConfig(generator=self.generator, discriminator=self.discriminator)  # refuses images of two sizes
+        size, group = self.batch.shard_size, self.discriminator.minibatch_group
+        if size > group and size % group:
+            raise UsageError(
+                f"batch.shard_size={size} cannot be cut into groups of discriminator.minibatch_group={group}",
+                f"set batch.shard_size to a multiple of {group}",
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+        return -(-self.num_images // self.batch.size)

@@ -1,0 +1,201 @@
+"""What one micro-shard computes in each phase of a step: losses from draws, ready for a backward pass.
+
+A draw is a function of (seed, step, sample of the global batch), never of the worker; style mixing is decided once for
+a micro-shard. Letters: N samples of a shard, H W pixels, S style channels.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from get3d_cluster.core.philox import Phase
+from get3d_cluster.get3d.discriminator import Discriminator
+from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.get3d.losses import discriminator_loss, generator_loss, r1_penalty
+from get3d_cluster.get3d.mapping import Latents
+from get3d_cluster.train import random
+from get3d_cluster.train.config import LossConfig, TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A micro-shard of one step."""
+
+    seed: int
+    step: int
+    index: int
+    size: int
+
+    def samples(self, device: torch.device) -> Tensor:
+        """Return the places of its samples in the global batch, [N] int64."""
+        return torch.arange(self.index * self.size, (self.index + 1) * self.size, device=device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Streams:
+    """Which random numbers a phase draws its latents and cameras from."""
+
+    geo: Phase
+    tex: Phase
+    mix_geo: Phase
+    mix_tex: Phase
+    cut: Phase
+    camera: Phase
+
+
+GENERATOR_STREAMS = Streams(
+    geo=Phase.LATENT_GEO,
+    tex=Phase.LATENT_TEX,
+    mix_geo=Phase.MIX_LATENT_GEO,
+    mix_tex=Phase.MIX_LATENT_TEX,
+    cut=Phase.MIX_CUTOFF,
+    camera=Phase.CAMERA,
+)
+DISCRIMINATOR_STREAMS = Streams(
+    geo=Phase.D_LATENT_GEO,
+    tex=Phase.D_LATENT_TEX,
+    mix_geo=Phase.D_MIX_LATENT_GEO,
+    mix_tex=Phase.D_MIX_LATENT_TEX,
+    cut=Phase.D_MIX_CUTOFF,
+    camera=Phase.D_CAMERA,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fakes:
+    """Generated images of a shard."""
+
+    image: Tensor  # [N, 4, H, W]
+    cameras: Tensor  # [N, 2] azimuth, polar, radians
+    w_mean: Tensor  # [2 S] mean style of the shard, geometry then texture
+    sdf_entropy: Tensor
+    penalty: Tensor  # mean over the shard
+
+    def detached(self) -> "Fakes":
+        """Return the same images without what their gradients would need."""
+        return replace(
+            self,
+            image=self.image.detach(),
+            sdf_entropy=self.sdf_entropy.detach(),
+            penalty=self.penalty.detach(),
+        )
+
+
+GENERATOR_NUMBERS = (
+    "loss_g_rgb", "loss_g_mask", "sdf_entropy", "empty_penalty", "logit_fake_rgb", "logit_fake_mask",
+)  # fmt: skip
+DISCRIMINATOR_NUMBERS = ("loss_d_rgb", "loss_d_mask", "logit_real_rgb", "logit_real_mask")
+R1_NUMBERS = ("r1_rgb", "r1_mask")
+
+
+def generate(generator: Generator, config: TrainerConfig, shard: Shard, streams: Streams) -> Fakes:
+    """Draw latents and cameras of a shard and render them."""
+    samples = shard.samples(generator.w_avg_geo.device)
+    first = generator.map(*_latents(generator, shard, samples, streams.geo, streams.tex))
+    mixed = _mixed(generator, config.loss.mixing_probability, shard, samples, streams, first)
+    cameras = draw_cameras(
+        shard.seed, shard.step, streams.camera, samples, config.data.elevation_range_deg
+    )
+    rendered = generator.render(mixed, cameras)
+    return Fakes(
+        image=rendered.image,
+        cameras=cameras,
+        w_mean=generator.w_mean(first),
+        sdf_entropy=rendered.shapes.sdf_entropy,
+        penalty=rendered.shapes.penalty.mean(),
+    )
+
+
+def generator_shard(
+    discriminator: Discriminator, config: LossConfig, fakes: Fakes
+) -> tuple[Tensor, Tensor]:
+    """Return the generator's loss for a shard and ``GENERATOR_NUMBERS``."""
+    logits = discriminator(fakes.image, fakes.cameras)
+    loss = generator_loss(logits)
+    total = loss.total + config.sdf_entropy * fakes.sdf_entropy + config.empty_shape * fakes.penalty
+    numbers = (*loss, fakes.sdf_entropy, fakes.penalty, logits.rgb.mean(), logits.mask.mean())
+    return total, torch.stack(numbers).detach()
+
+
+def discriminator_shard(
+    discriminator: Discriminator,
+    fakes: Fakes,
+    images: Tensor,  # [N, 4, H, W] real
+    cameras: Tensor,  # [N, 2]
+) -> tuple[Tensor, Tensor]:
+    """Return the discriminator's loss for a shard and ``DISCRIMINATOR_NUMBERS``.
+
+    Two passes: images are compared within a batch, and real ones must not be compared with generated ones.
+    """
+    fake = discriminator(fakes.image.detach(), fakes.cameras)
+    real = discriminator(images, cameras)
+    loss = discriminator_loss(fake, real)
+    return loss.total, torch.stack((*loss, real.rgb.mean(), real.mask.mean())).detach()
+
+
+def r1_shard(
+    discriminator: Discriminator,
+    config: LossConfig,
+    images: Tensor,  # [N, 4, H, W] real
+    cameras: Tensor,  # [N, 2]
+) -> tuple[Tensor, Tensor]:
+    """Return the R1 penalty of a shard times its interval, and ``R1_NUMBERS`` without it."""
+    images = images.detach().requires_grad_()
+    penalty = r1_penalty(discriminator(images, cameras), images, config.gamma_rgb, config.gamma_mask)
+    return penalty.total * config.r1_interval, torch.stack(penalty).detach()
+
+
+def draw_cameras(
+    seed: int,
+    step: int,
+    phase: Phase,
+    samples: Tensor,  # [N] int64
+    elevation_range_deg: tuple[float, float],
+) -> Tensor:  # [N, 2] azimuth, polar, radians
+    """Draw cameras: uniform in both angles, as upstream does."""
+    low, high = (math.radians(90 - degrees) for degrees in reversed(elevation_range_deg))
+    uniform = random.uniforms(seed, step, phase, samples, 2)
+    return torch.stack([uniform[:, 0] * (2 * math.pi), low + (high - low) * uniform[:, 1]], dim=1)
+
+
+def named(names: tuple[str, ...], numbers: Tensor) -> Mapping[str, float]:
+    """Give each number its name."""
+    return dict(zip(names, numbers.tolist(), strict=True))
+
+
+def _latents(
+    generator: Generator, shard: Shard, samples: Tensor, geo: Phase, tex: Phase
+) -> tuple[Tensor, Tensor]:  # [N, Z] each
+    width = generator.config.latent_channels
+    return (
+        random.normals(shard.seed, shard.step, geo, samples, width),
+        random.normals(shard.seed, shard.step, tex, samples, width),
+    )
+
+
+def _mixed(
+    generator: Generator,
+    probability: float,
+    shard: Shard,
+    samples: Tensor,
+    streams: Streams,
+    first: Latents,
+) -> Latents:
+    """Mix in styles of other latents, behind a cut of the shard's own; the same for all its samples.
+
+    Source: upstream, one cut for a micro-batch, a fresh second latent for every sample.
+    """
+    slots = (generator.config.num_ws_geo, generator.config.num_ws_tex)
+    place = torch.tensor([shard.index])
+    draws = random.uniforms(shard.seed, shard.step, streams.cut, place, 4)[0].tolist()
+    cut_geo, cut_tex = (
+        1 + int(where * (count - 1)) if whether < probability else None
+        for count, whether, where in zip(slots, draws[:2], draws[2:], strict=True)
+    )
+    if cut_geo is None and cut_tex is None:
+        return first
+    second = generator.map(*_latents(generator, shard, samples, streams.mix_geo, streams.mix_tex))
+    return generator.mix(first, second, cut_geo, cut_tex)

@@ -1,0 +1,403 @@
+"""The training of GET3D as a job of kind ``steps``: bit for bit the same on any number of workers, and when resumed.
+
+A step: the generator's phase; the discriminator's; every ``r1_interval`` steps the R1 phase; the running average. Each
+phase is computed micro-shard by micro-shard, its gradients and numbers summed along the fixed tree of ``dist.tree``.
+
+What it refuses to be: nothing but ``state()`` and the configuration decides the steps to come. Clocks decide only when
+something is shown.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from get3d_cluster.core.job import Position
+from get3d_cluster.data.dataset import ImageDataset
+from get3d_cluster.data.order import epoch_of, sample_at
+from get3d_cluster.dist.tree import GradientReducer, PhasePlan
+from get3d_cluster.errors import Get3dError, HeldError, UsageError
+from get3d_cluster.get3d.discriminator import Discriminator
+from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.session import Session
+from get3d_cluster.train import ema
+from get3d_cluster.train.config import OptimConfig, TrainerConfig
+from get3d_cluster.train.phases import (
+    DISCRIMINATOR_NUMBERS,
+    DISCRIMINATOR_STREAMS,
+    GENERATOR_NUMBERS,
+    GENERATOR_STREAMS,
+    R1_NUMBERS,
+    Fakes,
+    Shard,
+    discriminator_shard,
+    generate,
+    generator_shard,
+    named,
+    r1_shard,
+)
+from get3d_cluster.train.previews import Watch
+
+Numbers = dict[str, float]
+ORDER_VERSION = 1
+"""Of the order that ``data.order`` gives; a run cannot go on under another one."""
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What changes from step to step beside the tensors."""
+
+    step: int = 0
+    images: int = 0
+    """Real images shown; decides the ramp-up of the running average, and the end."""
+    position: int = 0
+    """Of the sampler: samples of the data order that were taken."""
+    skipped_steps: int = 0
+    """Steps so far in which a phase was skipped."""
+    skipped_in_a_row: int = 0
+
+
+class Get3dTrainer:
+    """Both networks, both optimizers, the running average and the counters of one run."""
+
+    def __init__(
+        self, config: TrainerConfig, session: Session, dataset: ImageDataset, watches: Sequence[Watch] = ()
+    ) -> None:
+        self.config = config
+        self._session = session
+        self._dataset = dataset
+        self._watches = watches if session.rank == 0 else ()
+        self.generator, self.discriminator = networks(config, session.device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
+        self._adam_g = adam(self.generator, config.optim.lr_generator, config.optim, _generator_lazy(config.optim))
+        self._adam_d = adam(
+            self.discriminator, config.optim.lr_discriminator, config.optim, config.loss.r1_interval
+        )
+        styles = 2 * config.generator.latent_channels
+        self._reduce_g = self._reducer("generator", self.generator, len(GENERATOR_NUMBERS) + styles)
+        self._reduce_d = self._reducer("discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles)
+        self._reduce_r1 = self._reducer("r1", self.discriminator, len(R1_NUMBERS))
+        self.counters = Counters()
+        self._rows = _Rows(session, config)
+
+    # The job layer's side
+
+    def position(self) -> Position:
+        counters = self.counters
+        return Position(
+            step=counters.step,
+            num_steps=self.config.num_steps,
+            epoch=epoch_of(counters.position, len(self._dataset)),
+            images=counters.images,
+        )
+
+    def is_done(self) -> bool:
+        return self.counters.images >= self.config.num_images
+
+    def step(self) -> None:
+        if self.counters.step == 0:
+            self._watch()
+        begun_s = time.monotonic()
+        troubles: list[str] = []
+        fakes, numbers = self._generator_phase(troubles)
+        numbers |= self._discriminator_phase(fakes, troubles)
+        if self.counters.step % self.config.loss.r1_interval == 0:
+            numbers |= self._r1_phase(troubles)
+        self._zero_step()
+        self._average()
+        self._count(troubles)
+        self._rows.add(numbers, time.monotonic() - begun_s)
+        self._show()
+
+    def state(self) -> Mapping[str, Any]:
+        return {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "generator_ema": self.average.state_dict(),
+            "adam_generator": optimizer_state(self._adam_g),
+            "adam_discriminator": optimizer_state(self._adam_d),
+            "counters": asdict(self.counters),
+            "data": self._data_identity(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._check_data(state["data"])
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.average.load_state_dict(state["generator_ema"])
+        load_optimizer(self._adam_g, state["adam_generator"])
+        load_optimizer(self._adam_d, state["adam_discriminator"])
+        self._take_rates_from_config()
+        self.counters = Counters(**state["counters"])
+
+    # Phases
+
+    def _generator_phase(self, troubles: list[str]) -> tuple[list[Fakes], Numbers]:
+        """Return the images that this worker generated, for the discriminator's phase if it uses them again."""
+        self.discriminator.requires_grad_(requires_grad=False)
+        kept: list[Fakes] = []
+        for index in self._reduce_g.start():
+            fakes = generate(self.generator, self.config, self._shard(index), GENERATOR_STREAMS)
+            loss, numbers = generator_shard(self.discriminator, self.config.loss, fakes)
+            loss.backward()
+            self._reduce_g.add(numbers, fakes.w_mean)
+            if self.config.loss.reuse_fakes:
+                kept.append(fakes.detached())
+        self.discriminator.requires_grad_(requires_grad=True)
+        numbers, w_mean = _cut(self._reduce_g.finish(), len(GENERATOR_NUMBERS))
+        if self._take_step("generator", self._adam_g, self.generator, numbers, troubles):
+            self._move_w_avg(w_mean if self.config.loss.reuse_fakes else None)
+        return kept, dict(named(GENERATOR_NUMBERS, numbers))
+
+    def _discriminator_phase(self, kept: list[Fakes], troubles: list[str]) -> Numbers:
+        for place, index in enumerate(self._reduce_d.start()):
+            fakes = kept[place] if kept else self._fresh_fakes(index)
+            loss, numbers = discriminator_shard(self.discriminator, fakes, *self._reals(index))
+            loss.backward()
+            self._reduce_d.add(numbers, fakes.w_mean)
+        numbers, w_mean = _cut(self._reduce_d.finish(), len(DISCRIMINATOR_NUMBERS))
+        if self._take_step("discriminator", self._adam_d, self.discriminator, numbers, troubles):
+            self._move_w_avg(None if self.config.loss.reuse_fakes else w_mean)
+        return dict(named(DISCRIMINATOR_NUMBERS, numbers))
+
+    def _r1_phase(self, troubles: list[str]) -> Numbers:
+        for index in self._reduce_r1.start():
+            loss, numbers = r1_shard(self.discriminator, self.config.loss, *self._reals(index))
+            loss.backward()
+            self._reduce_r1.add(numbers)
+        numbers = self._reduce_r1.finish()
+        self._take_step("r1", self._adam_d, self.discriminator, numbers, troubles)
+        return dict(named(R1_NUMBERS, numbers))
+
+    @torch.no_grad()
+    def _fresh_fakes(self, index: int) -> Fakes:
+        return generate(self.generator, self.config, self._shard(index), DISCRIMINATOR_STREAMS)
+
+    def _reals(self, index: int) -> tuple[Tensor, Tensor]:  # [N, 4, H, W], [N, 2]
+        size = self.config.batch.shard_size
+        start = self.counters.position + index * size
+        return self._dataset.batch(sample_at(self.config.seed, len(self._dataset), start, size))
+
+    def _shard(self, index: int) -> Shard:
+        return Shard(
+            seed=self.config.seed,
+            step=self.counters.step,
+            index=index,
+            size=self.config.batch.shard_size,
+        )
+
+    # Updates, decided from reduced values and so alike on every worker
+
+    def _take_step(
+        self, phase: str, optimizer: Adam, model: nn.Module, numbers: Tensor, troubles: list[str]
+    ) -> bool:
+        """Step, unless a loss or a gradient is not finite; say whether it did."""
+        if not _is_finite(model, numbers):
+            troubles.append(f"{phase}: {_what_is_not_finite(model, numbers)}")
+            return False
+        optimizer.step()
+        return True
+
+    def _move_w_avg(self, mean: Tensor | None) -> None:
+        if mean is not None:
+            self.generator.update_w_avg(mean)
+
+    def _zero_step(self) -> None:
+        """Let Adam's moments decay once more, as upstream's empty regularisation phase does; weights stay."""
+        optim = self.config.optim
+        if not (optim.generator_zero_step and optim.generator_interval):
+            return
+        if self.counters.step % optim.generator_interval == 0:
+            for parameter in self.generator.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            self._adam_g.step()
+
+    def _average(self) -> None:
+        beta = ema.decay(self.config.average, self.counters.images, self.config.batch.size)
+        ema.update(self.average, self.generator, beta)
+
+    def _count(self, troubles: list[str]) -> None:
+        """Advance the counters. Raises: HeldError after too many skipped steps in a row."""
+        counters, size = self.counters, self.config.batch.size
+        counters.step, counters.images, counters.position = (
+            counters.step + 1,
+            counters.images + size,
+            counters.position + size,
+        )
+        counters.skipped_steps += bool(troubles)
+        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if troubles else 0
+        if not troubles:
+            return
+        if self._session.rank == 0:
+            self._session.events.write("skipped", step=counters.step, what=troubles)
+        if counters.skipped_in_a_row >= self.config.guard.max_skipped_steps:
+            raise HeldError(
+                f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped; not finite in "
+                f"{'; '.join(troubles)}",
+                f"resume from the last checkpoint with lower rates: launch.py resume {self._session.run.path} "
+                f"optim.lr_generator={self.config.optim.lr_generator / 2:g} "
+                f"optim.lr_discriminator={self.config.optim.lr_discriminator / 2:g}",
+            )
+
+    # What is shown, and changes nothing
+
+    def _show(self) -> None:
+        extra = self._watch()
+        if extra or self.is_done() or self.counters.step % self.config.watch.log_every_steps == 0:
+            self._rows.write(self.position(), extra | {"skipped_steps": self.counters.skipped_steps})
+
+    def _watch(self) -> Numbers:
+        """Let people see; a full disk must not end a training over a picture."""
+        found: Numbers = {}
+        for watch in self._watches:
+            try:
+                found |= watch.look(self.average, self.position(), last=self.is_done())
+            except Get3dError as error:
+                self._session.events.write("watch-failed", what=error.what, way_out=error.way_out)
+        return found
+
+    # Construction and identity
+
+    def _reducer(self, name: str, model: nn.Module, num_extras: int) -> GradientReducer:
+        plan = PhasePlan(name, model.named_parameters(), num_extras)
+        return GradientReducer(plan, self._session.group, self.config.batch.num_shards)
+
+    def _take_rates_from_config(self) -> None:
+        """The rates may be lowered between attempts; everything else of the groups is fixed for a run."""
+        optim = self.config.optim
+        rates = (
+            (self._adam_g, optim.lr_generator, _generator_lazy(optim)),
+            (self._adam_d, optim.lr_discriminator, self.config.loss.r1_interval),
+        )
+        for optimizer, lr, interval in rates:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _lazy_factor(optim, interval)
+
+    def _data_identity(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self._dataset.fingerprint,
+            "size": len(self._dataset),
+            "order_version": ORDER_VERSION,
+            "seed": self.config.seed,
+        }
+
+    def _check_data(self, saved: Mapping[str, Any]) -> None:
+        for key, value in self._data_identity().items():
+            if saved[key] != value:
+                raise UsageError(
+                    f"data.path={self.config.data.path} is not what this run was trained on: {key} is "
+                    f"{value}, the checkpoint has {saved[key]}",
+                    "put the dataset back as it was, or start another run from here under another --name",
+                )
+
+
+def networks(config: TrainerConfig, device: str) -> tuple[Generator, Discriminator]:
+    """Return new networks whose weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
+    return generator.to(device), discriminator.to(device)
+
+
+def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Adam:
+    """Return the optimizer of a network that takes one more step every ``interval`` (0: never).
+
+    One implementation is pinned: Adam's are not bit-equal to each other. Source: Karras et al. 2020, appendix B.
+    """
+    factor = _lazy_factor(config, interval)
+    beta1, beta2 = config.betas
+    return Adam(
+        model.parameters(), lr=lr * factor, betas=(beta1**factor, beta2**factor), eps=config.eps, foreach=True
+    )
+
+
+def _lazy_factor(config: OptimConfig, interval: int) -> float:
+    return interval / (interval + 1) if config.lazy_correction and interval else 1.0
+
+
+def _generator_lazy(config: OptimConfig) -> int:
+    return config.generator_interval
+
+
+class _Rows:
+    """Turns numbers of steps into rows of metrics.jsonl, on rank 0. Rates leave out sheets and measurements."""
+
+    def __init__(self, session: Session, config: TrainerConfig) -> None:
+        self._session = session
+        self._batch = config.batch.size
+        self._latest: Numbers = {}
+        self._steps = 0
+        self._seconds = 0.0
+        self._total_s: float | None = None
+
+    def add(self, numbers: Numbers, seconds: float) -> None:
+        """Keep the numbers of a step; R1's stay until it is computed again."""
+        self._latest |= numbers
+        self._steps += 1
+        self._seconds += seconds
+
+    def write(self, position: Position, extra: Numbers) -> None:
+        """Write a row: sums of heads beside their parts, speed since the last row."""
+        if self._total_s is None:
+            self._total_s = self._seconds_before()
+        self._total_s += self._seconds
+        row = {
+            "images": position.images,
+            "epoch": position.epoch,
+            "seconds": self._total_s,
+            "images_per_s": self._steps * self._batch / max(self._seconds, 1e-9),
+            **_totals(self._latest),
+            **self._latest,
+            **extra,
+        }
+        self._steps, self._seconds = 0, 0.0
+        self._session.metrics.write(position.step, **{key: _short(value) for key, value in row.items()})
+
+    def _seconds_before(self) -> float:
+        """Training time of the attempts before, as far as it was written down."""
+        rows = read_rows(self._session.run.metrics_path) if self._session.rank == 0 else []
+        return float(rows[-1].get("seconds", 0.0)) if rows else 0.0
+
+
+def _totals(numbers: Mapping[str, float]) -> Numbers:
+    pairs: dict[str, Callable[[], float]] = {
+        "loss_g": lambda: numbers["loss_g_rgb"] + numbers["loss_g_mask"],
+        "loss_d": lambda: numbers["loss_d_rgb"] + numbers["loss_d_mask"],
+        "r1": lambda: numbers["r1_rgb"] + numbers["r1_mask"],
+    }
+    return {name: total() for name, total in pairs.items() if f"{name}_rgb" in numbers}
+
+
+def _short(value: float) -> float | None:
+    """Round for the file; JSON has no word for what is not finite."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if abs(value) < float("inf") else None
+
+
+def _cut(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return numbers[:count], numbers[count:]
+
+
+def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+
+
+def _is_finite(model: nn.Module, numbers: Tensor) -> bool:
+    """Look at sums, which no infinity or NaN leaves finite."""
+    sums = torch.stack([numbers.sum(), *(gradient.sum() for _, gradient in _gradients(model))])
+    return bool(sums.isfinite().all())
+
+
+def _what_is_not_finite(model: nn.Module, numbers: Tensor) -> str:
+    names = [name for name, gradient in _gradients(model) if not gradient.sum().isfinite()]
+    if not names:
+        return f"its losses {[_short(value) for value in numbers.tolist()]}"
+    return f"{len(names)} gradients, first {names[0]}"

@@ -1,0 +1,134 @@
+"""What a training shows while it runs: sheets of fixed shapes, and distances to the real images."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from get3d_cluster.core.job import Position
+from get3d_cluster.core.philox import key_of
+from get3d_cluster.data.dataset import ImageDataset
+from get3d_cluster.data.format import Sample
+from get3d_cluster.evaluation.progress import measure_progress
+from get3d_cluster.export.pictures import contact_sheet, write_png
+from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.runtime.session import Session
+from get3d_cluster.train.config import TrainerConfig
+from get3d_cluster.train.previews import Watch, latents_of, portraits, random_images, ring, shrunk
+from jobs._pictures import geometry
+
+MEASURED_PX = 64
+"""Side at which images are compared: the distances are coarse, and memory is dear."""
+MOST_REALS = 1024
+"""Real images on either side of a measurement, at most."""
+CHUNK = 32
+ROWS = ("colours", "colours, from behind", "geometry")
+
+
+def watches(
+    config: TrainerConfig, session: Session, dataset: ImageDataset, samples: Sequence[Sample]
+) -> list[Watch]:
+    """Return what rank 0 looks at."""
+    watch, found = config.watch, []
+    if watch.preview_every_s:
+        found.append(Watch(Sheets(config, session).look, watch.preview_every_s, watch.budget))
+    if watch.measure_every_s:
+        reference, held_out = split_by_model([sample.key for sample in samples], config.seed)
+        if min(len(held_out), watch.measure_images) < 2:
+            session.events.write("measure-off", why=f"{len(held_out)} images of other models give no floor")
+        else:
+            ruler = Ruler(config, session, dataset, reference, held_out)
+            found.append(Watch(ruler.look, watch.measure_every_s, watch.budget))
+    return found
+
+
+class Sheets:
+    """Draws the same shapes again and again: two views in colour, and their geometry."""
+
+    def __init__(self, config: TrainerConfig, session: Session) -> None:
+        self._config = config
+        self._session = session
+
+    def look(self, average: Generator, position: Position) -> Mapping[str, float]:
+        """Write samples/NNNNNNNNN.png, named by the images seen."""
+        watch, device = self._config.watch, self._session.device
+        numbers = torch.arange(watch.preview_shapes, device=device)
+        latents = latents_of(average, "preview", self._config.seed, numbers, watch.psi)
+        seen = portraits(average, latents, ring(2, device=device))
+        rows = np.concatenate([seen.colours, geometry(seen)[:1]])
+        title = f"{position.images:,} images, epoch {position.epoch}"
+        sheet = contact_sheet(rows, title=title, row_captions=ROWS)
+        write_png(self._session.run.samples_dir / f"{position.images:09d}.png", sheet)
+        return {}
+
+
+class Ruler:
+    """Measures generated images against real ones of half of the models; the other half gives the floor."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        session: Session,
+        dataset: ImageDataset,
+        reference: Sequence[int],
+        held_out: Sequence[int],
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._dataset = dataset
+        self._split = (reference, held_out)
+        self._reals: tuple[Tensor, Tensor] | None = None
+
+    def look(self, average: Generator, _position: Position) -> Mapping[str, float]:
+        """Return both distances; the first time their floors go to the log of events."""
+        config, is_first = self._config, self._reals is None
+        reference, held_out = self._load()
+        generated = random_images(
+            average,
+            config.seed,
+            min(config.watch.measure_images, len(held_out)),
+            config.data.elevation_range_deg,
+            longest_px=MEASURED_PX,
+        )
+        report = measure_progress(generated, reference, held_out)
+        if is_first:
+            self._session.events.write(
+                "measure",
+                frechet_floor=report.distance_floor,
+                iou_floor=report.iou_floor,
+                num_generated=report.num_generated,
+                num_reference=report.num_reference,
+            )
+        return {"frechet_pooled": report.distance, "silhouette_iou": report.iou}
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        if self._reals is None:
+            reference, held_out = (self._images(numbers) for numbers in self._split)
+            self._reals = reference, held_out
+        return self._reals
+
+    def _images(self, numbers: Sequence[int]) -> Tensor:
+        chunks = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
+        return torch.cat([shrunk(self._dataset.batch(chunk)[0], MEASURED_PX) for chunk in chunks])
+
+
+def split_by_model(keys: Sequence[str], seed: int, most: int = MOST_REALS) -> tuple[list[int], list[int]]:
+    """Return the images of one half of the models, and of the other; at most ``most`` each, spread over models.
+
+    A key is <synset>/<model>/<view>. The halves depend on the seed and the names alone.
+    """
+    models: dict[str, list[int]] = {}
+    for number, key in enumerate(keys):
+        models.setdefault(key.rpartition("/")[0], []).append(number)
+    shuffled = sorted(models, key=lambda model: key_of(str(seed), model))
+    halves = shuffled[0::2], shuffled[1::2]
+    reference, held_out = (_spread([models[model] for model in half], most) for half in halves)
+    return reference, held_out
+
+
+def _spread(groups: Sequence[Sequence[int]], most: int) -> list[int]:
+    """Take the first of each group, then the second of each, ... up to ``most``."""
+    longest = max(map(len, groups), default=0)
+    by_turns = [group[i] for i in range(longest) for group in groups if i < len(group)]
+    return by_turns[:most]
