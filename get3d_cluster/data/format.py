@@ -22,6 +22,7 @@ from get3d_cluster.errors import UsageError
 
 FORMAT = 1
 INDEX_NAME = "index.json"
+REPAIR = "packing again mends it: python launch.py run pack images=<rendered folder> out=<this folder>"
 PACK_AGAIN = "pack it with: python launch.py run pack images=<rendered folder> out=<this folder>"
 
 
@@ -176,23 +177,17 @@ class PackedImages:
                 f"cannot read {sample.key} from {path}: {error.strerror or error}", PACK_AGAIN
             ) from error
         if digest_of(data) != sample.xxh3_64:
-            raise UsageError(f"{sample.key} in {path} is damaged: its digest differs", _shard_again(path))
+            raise UsageError(f"{sample.key} in {path} is damaged: its digest differs", REPAIR)
         return data
-
-
-def _shard_again(path: Path) -> str:
-    return f"delete {path} and {path.with_name(INDEX_NAME).name}, then {PACK_AGAIN}"
 
 
 def _check_sizes(folder: Path, shards: Sequence[Shard]) -> None:
     for shard in shards:
         path = folder / shard.name
         if not path.is_file():
-            raise UsageError(f"{path} is missing, although {INDEX_NAME} lists it", PACK_AGAIN)
+            raise UsageError(f"{path} is missing, although {INDEX_NAME} lists it", REPAIR)
         if path.stat().st_size != shard.size:
-            raise UsageError(
-                f"{path} has {path.stat().st_size} bytes instead of {shard.size}", _shard_again(path)
-            )
+            raise UsageError(f"{path} has {path.stat().st_size} bytes instead of {shard.size}", REPAIR)
 
 
 def _parsed(fields: dict[str, Any], fingerprint: str) -> Index:
