@@ -23,10 +23,13 @@ MAX_STEPS = 64
 SLACK_PX = 1.0 / 16.0
 """How far beyond the two pixel centres a crossing still counts."""
 
+FOLD_PX = 1e-4
+"""How far a line has to turn back for a fold; above the rounding of float32 positions, so that the triangles
+of no area which marching tetrahedra leave behind neither make a silhouette nor hide one."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """Q pairs of neighbouring pixels whose surfaces differ; rows of pixels first, then columns, each row-major."""
+
+@dataclass(frozen=True, kw_only=True, slots=True) class Pairs: """Q pairs of neighbouring pixels whose
+    surfaces differ; rows of pixels first, then columns, each row-major."""
 
     near: Tensor  # [Q] int64 flat pixel of the surface closer to the camera
     far: Tensor  # [Q] int64 flat pixel of the other
@@ -112,11 +115,11 @@ def silhouette_edges(
 ) -> Tensor:  # [Q, 2] int64 flat vertices; -1 where no silhouette passes
     """Find the silhouette edge between the two pixels of each pair.
 
-    From the near pixel's triangle the line to the other pixel's centre leaves through one edge. An edge is a
-    silhouette if it is a border or if the surface folds back there. "standard" looks at that one edge only.
-    "walk" goes on across edges that are not silhouettes until it meets one or has passed the other centre:
-    near smooth outlines the last triangles are slivers that no pixel centre hits, and the standard rule loses
-    most of the gradient there.
+    From the near pixel's triangle the line to the other pixel's centre leaves through one edge. That edge is
+    a silhouette if it is a border or if the surface folds back there: across it, the line would run
+    backwards. "standard" looks at that one edge only. "walk" goes on across edges that are not silhouettes
+    until it meets one or has passed the other centre: near smooth outlines the last triangles are slivers
+    that no pixel centre hits, and the standard rule loses most of the gradient there.
 
     A silhouette counts if it is steeper than 45 degrees against the line (so rows and columns never both
     handle it) and crosses between the two centres.
@@ -129,43 +132,33 @@ def silhouette_edges(
     return walk(pairs, screen, tri, topo, steps)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Exit:
-    """How the line of each pair leaves its present triangle."""
-
-    edge: Tensor  # [Q] int64 corner where the edge begins
-    found: Tensor  # [Q] bool
-    at: Tensor  # [Q] float64 pixels from the near centre
-    ends: Tensor  # [Q, 2] int64 flat vertices
-    steep: Tensor  # [Q] bool
-
-
 def _walk(pairs: Pairs, screen: Screen, tri: Tensor, topo: Topology, max_steps: int) -> Tensor:
     found = torch.full((len(pairs.near), 2), -1, dtype=torch.int64, device=tri.device)
     going = torch.arange(len(pairs.near), device=tri.device)
-    face, entered = pairs.face, torch.full_like(pairs.face, -1)
+    face = pairs.face
+    edge, at = _exit(pairs, screen, tri, face, torch.full_like(face, -1))
+    highest = at
     for _ in range(max_steps):
         if not len(going):
             break
         here = pairs.at(going)
-        leave = _exit(here, screen, tri, face, entered)
-        twin = topo.twin[face, leave.edge].long()
-        opposite = tri[face, (leave.edge + 2) % 3].long() + here.offset
-        across = tri[twin.clamp(min=0) // 3, (twin.clamp(min=0) % 3 + 2) % 3].long() + here.offset
-        border = twin < 0
-        fold = _same_side(screen.xy, leave.ends, opposite, across)
-        in_reach = leave.found & (leave.at < 1.0 + SLACK_PX) & (border | screen.ok[across])
-        ends_here = in_reach & (border | fold)
-        counts = ends_here & leave.steep & (leave.at > -SLACK_PX)
-        found[going[counts]] = leave.ends[counts]
-        on = (in_reach & ~ends_here).nonzero()[:, 0]
-        going, face, entered = going[on], twin[on] // 3, twin[on] % 3
+        twin = topo.twin[face, edge].long()
+        next_face, entered = twin.clamp(min=0) // 3, twin.clamp(min=0) % 3
+        across = tri[next_face, (entered + 2) % 3].long() + here.offset
+        next_edge, next_at = _exit(here, screen, tri, next_face, entered)
+        reached = (at < 1.0 + SLACK_PX) & (at > -torch.inf) & ((twin < 0) | screen.ok[across])
+        on = reached & (twin >= 0) & (next_at >= highest - FOLD_PX)
+        ends = torch.stack([tri[face, edge], tri[face, (edge + 1) % 3]], dim=1).long() + here.offset[:, None]
+        counts = reached & ~on & (at > -SLACK_PX) & _steep(screen.xy, ends, here.vertical)
+        found[going[counts]] = ends[counts]
+        going, face, edge, at = going[on], next_face[on], next_edge[on], next_at[on]
+        highest = torch.maximum(highest[on], at)
     return found
 
 
-def _exit(here: Pairs, screen: Screen, tri: Tensor, face: Tensor, entered: Tensor) -> _Exit:
-    vert = tri[face].long() + here.offset[:, None]
-    relative = screen.xy[vert] - here.centre[:, None]
+def _exit(here: Pairs, screen: Screen, tri: Tensor, face: Tensor, entered: Tensor) -> tuple[Tensor, Tensor]:
+    """Return through which edge, other than the one entered by, lines leave triangles, and where (-inf: nowhere)."""
+    relative = screen.xy[tri[face].long() + here.offset[:, None]] - here.centre[:, None]
     column, row = relative.unbind(dim=2)
     vertical = here.vertical[:, None]
     along = torch.where(vertical, row, column) * here.sign[:, None]
@@ -175,29 +168,11 @@ def _exit(here: Pairs, screen: Screen, tri: Tensor, face: Tensor, entered: Tenso
     crosses &= torch.arange(3, device=tri.device) != entered[:, None]
     run = torch.where(crosses, beside_next - beside, 1.0)
     at = torch.where(crosses, (along * beside_next - along_next * beside) / run, -torch.inf)
-    best, edge = _first_max(at)
-    pick = torch.stack([edge, (edge + 1) % 3], dim=1)
-    along_by, beside_by = (
-        (v.gather(1, pick[:, 1:]) - v.gather(1, pick[:, :1]))[:, 0].abs() for v in (along, beside)
-    )
-    return _Exit(
-        edge=edge,
-        found=crosses.any(dim=1),
-        at=best,
-        ends=vert.gather(1, pick),
-        steep=torch.where(here.vertical, along_by < beside_by, along_by <= beside_by),
-    )
+    best = at.amax(dim=1)
+    first = (at == best[:, None]).to(torch.uint8).argmax(dim=1)  # `max` alone promises no order among equals
+    return first, best
 
 
-def _first_max(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maximum of [Q, 3] and where it first occurs; `max` promises no order among equals."""
-    best = values.amax(dim=1)
-    return best, (values == best[:, None]).to(torch.uint8).argmax(dim=1)
-
-
-def _same_side(xy: Tensor, ends: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    start = xy[ends[:, 0]]
-    way, to_one, to_other = xy[ends[:, 1]] - start, xy[one] - start, xy[other] - start
-    side = way[:, 0] * to_one[:, 1] - way[:, 1] * to_one[:, 0]
-    other_side = way[:, 0] * to_other[:, 1] - way[:, 1] * to_other[:, 0]
-    return side * other_side > 0
+def _steep(xy: Tensor, ends: Tensor, vertical: Tensor) -> Tensor:
+    column_by, row_by = (xy[ends[:, 1]] - xy[ends[:, 0]]).abs().unbind(dim=1)
+    return torch.where(vertical, row_by < column_by, column_by <= row_by)

@@ -6,7 +6,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from get3d_cluster.get3d.raster.silhouette import SLACK_PX, Pairs, Screen
+from get3d_cluster.get3d.raster.silhouette import FOLD_PX, SLACK_PX, Pairs, Screen
 from get3d_cluster.get3d.raster.topology import Topology
 
 Ints = NDArray[np.int64]
@@ -24,7 +24,7 @@ def walk(pairs: Pairs, screen: Screen, tri: Tensor, topo: Topology, max_steps: i
 
 
 @njit(cache=True, nogil=True)
-def _walk(  # noqa: C901  # one loop nest: a call per triangle would cost more than the triangle
+def _walk(
     found: Ints,  # [Q, 2]
     line: tuple[NDArray[np.bool_], Floats, Floats],  # vertical [Q], sign [Q], centre [Q, 2]
     start: tuple[Ints, Ints],  # face [Q], vertex offset [Q]
@@ -36,33 +36,24 @@ def _walk(  # noqa: C901  # one loop nest: a call per triangle would cost more t
     vertical, sign, centre = line
     tri, twins, xy, ok = mesh
     for q in range(found.shape[0]):
-        main, side = (1, 0) if vertical[q] else (0, 1)
-        f, offset, entered = start[0][q], start[1][q], -1
+        main = 1 if vertical[q] else 0
+        f, offset = start[0][q], start[1][q]
+        edge, at = _exit(tri[f], offset, xy, centre[q], main, sign[q], -1)
+        highest = at
         for _ in range(max_steps):
-            edge, at = -1, -np.inf
-            along_by, beside_by = 0.0, 0.0
-            for e in range(3):
-                a, b = tri[f, e] + offset, tri[f, (e + 1) % 3] + offset
-                beside, beside_next = xy[a, side] - centre[q, side], xy[b, side] - centre[q, side]
-                if e == entered or (beside >= 0) == (beside_next >= 0):
-                    continue
-                along = (xy[a, main] - centre[q, main]) * sign[q]
-                along_next = (xy[b, main] - centre[q, main]) * sign[q]
-                here = (along * beside_next - along_next * beside) / (beside_next - beside)
-                if edge < 0 or here > at:
-                    edge, at = e, here
-                    along_by, beside_by = abs(along_next - along), abs(beside_next - beside)
             if edge < 0 or at >= 1.0 + SLACK_PX:
                 break
-            a, b = tri[f, edge] + offset, tri[f, (edge + 1) % 3] + offset
             twin = twins[f, edge]
             if twin >= 0:
-                across = tri[twin // 3, (twin % 3 + 2) % 3] + offset
-                if not ok[across]:
+                g, entered = np.int64(twin // 3), twin % 3
+                if not ok[tri[g, (entered + 2) % 3] + offset]:
                     break
-                if not _same_side(xy, a, b, tri[f, (edge + 2) % 3] + offset, across):
-                    f, entered = np.int64(twin // 3), twin % 3
+                next_edge, next_at = _exit(tri[g], offset, xy, centre[q], main, sign[q], entered)
+                if next_at >= highest - FOLD_PX:
+                    f, edge, at, highest = g, next_edge, next_at, max(highest, next_at)
                     continue
+            a, b = tri[f, edge] + offset, tri[f, (edge + 1) % 3] + offset
+            along_by, beside_by = abs(xy[b, main] - xy[a, main]), abs(xy[b, 1 - main] - xy[a, 1 - main])
             steep = along_by < beside_by if vertical[q] else along_by <= beside_by
             if steep and at > -SLACK_PX:
                 found[q, 0], found[q, 1] = a, b
@@ -70,8 +61,17 @@ def _walk(  # noqa: C901  # one loop nest: a call per triangle would cost more t
 
 
 @njit(cache=True, nogil=True)
-def _same_side(xy: Floats, a: int, b: int, one: int, other: int) -> bool:
-    way_x, way_y = xy[b, 0] - xy[a, 0], xy[b, 1] - xy[a, 1]
-    side = way_x * (xy[one, 1] - xy[a, 1]) - way_y * (xy[one, 0] - xy[a, 0])
-    other_side = way_x * (xy[other, 1] - xy[a, 1]) - way_y * (xy[other, 0] - xy[a, 0])
-    return bool(side * other_side > 0)
+def _exit(
+    corners: NDArray[np.int32], offset: int, xy: Floats, centre: Floats, main: int, sign: float, entered: int
+) -> tuple[int, float]:
+    edge, at = -1, -np.inf
+    for e in range(3):
+        a, b = corners[e] + offset, corners[(e + 1) % 3] + offset
+        beside, beside_next = xy[a, 1 - main] - centre[1 - main], xy[b, 1 - main] - centre[1 - main]
+        if e == entered or (beside >= 0) == (beside_next >= 0):
+            continue
+        along, along_next = (xy[a, main] - centre[main]) * sign, (xy[b, main] - centre[main]) * sign
+        here = (along * beside_next - along_next * beside) / (beside_next - beside)
+        if edge < 0 or here > at:
+            edge, at = e, here
+    return edge, at
