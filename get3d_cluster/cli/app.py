@@ -1,0 +1,458 @@
+"""The verbs. Each looks its arguments up, calls one function that decides or acts, and shows the result."""
+
+# ruff: noqa: FBT002, PLR0913, PLR0917  Typer makes the options of a verb from its parameters
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from get3d_cluster import config as configs
+from get3d_cluster.cli import attached, doctor, logs, runs, status, submission
+from get3d_cluster.cli.output import console, duration, say, say_json, size, table
+from get3d_cluster.core.job import Cause, RunState
+from get3d_cluster.errors import DifferenceError, Get3dError, SchedulerError, UsageError
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers import open_scheduler
+
+START, WATCH, STOP, LOOK, CHECK = (
+    "Start something",
+    "Watch it",
+    "Stop it and come back",
+    "Look at what it made",
+    "Check before you trust",
+)
+WATCH_S = 1.0
+
+app = typer.Typer(
+    help="Train GET3D on a cluster that may take its machines back at any moment, without losing a step.\n\n"
+    "A run is a configuration and a folder (runs/NAME). The same command again continues it.",
+    epilog="Begin with: python launch.py doctor. Settings follow the job as key=value: python launch.py run train "
+    "--config tiny_cpu nodes=1 optim.lr=2e-3. --debug shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="A file in jobs/, such as train, or a dotted module name.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings: nodes=4, optim.lr=2e-3; the last one wins."),
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of a run below --runs, or the path of its folder.")
+]
+MaybeRun = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="A run's name or path; without it: all runs.")
+]
+RunsDir = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs.")]
+Name = Annotated[
+    str, typer.Option("--name", "-n", metavar="NAME", help="Default: that of the config file, or the job's.")
+]
+ConfigFile = Annotated[
+    str,
+    typer.Option("--config", "-c", metavar="FILE", help="A YAML file, or the name of one in jobs/configs."),
+]
+Cluster = Annotated[
+    str, typer.Option("--cluster", metavar="NAME", help="Scheduler; default: local, or the run's.")
+]
+After = Annotated[
+    list[str] | None, typer.Option("--after", metavar="RUN", help="Start once this run is DONE; repeatable.")
+]
+AllowChange = Annotated[
+    bool,
+    typer.Option("--allow-config-change", help="Continue a run even with keys that change what it computes."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Now = Annotated[
+    bool, typer.Option("--now", help="Do not wait for the attempt to save: the last checkpoint stands.")
+]
+
+RUNS_DIR = Path("runs")
+
+
+@app.command(rich_help_panel=START)
+def submit(
+    job: Job,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    name: Name = "",
+    config: ConfigFile = "",
+    cluster: Cluster = "",
+    after: After = None,
+    allow_config_change: AllowChange = False,
+) -> None:
+    """Queue a run and return at once. The same command again continues it, or says where it is.
+
+    Example: python launch.py submit train --config car nodes=4 --after pack
+    """
+    request = submission.Request(
+        job=job,
+        runs_dir=runs_dir,
+        name=name,
+        file=config,
+        cluster=cluster,
+        after=after or (),
+        allow_config_change=allow_config_change,
+        overrides=overrides or (),
+    )
+    prepared = submission.prepare(request)
+    _tell(prepared.run, submission.submit(prepared), runs_dir)
+
+
+@app.command(rich_help_panel=START)
+def run(
+    job: Job,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    name: Name = "",
+    config: ConfigFile = "",
+    after: After = None,
+    allow_config_change: AllowChange = False,
+) -> int:
+    """Run on this machine and stay with it. Ctrl-C once saves and suspends, twice stops it now.
+
+    Example: python launch.py run train --config tiny_cpu
+    """
+    request = submission.Request(
+        job=job,
+        runs_dir=runs_dir,
+        name=name,
+        file=config,
+        cluster="local",
+        after=after or (),
+        allow_config_change=allow_config_change,
+        overrides=overrides or (),
+    )
+    prepared = submission.prepare(request)
+    _tell(prepared.run, submission.submit(prepared), runs_dir)
+    return 0 if prepared.run.is_done() else attached.stay(prepared.run, prepared.scheduler)
+
+
+@app.command(rich_help_panel=START)
+def plan(
+    job: Job,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    name: Name = "",
+    config: ConfigFile = "",
+    cluster: Cluster = "",
+    after: After = None,
+    allow_config_change: AllowChange = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what submit would ask of the scheduler, and change nothing.
+
+    Example: python launch.py plan train --config car nodes=4
+    """
+    request = submission.Request(
+        job=job,
+        runs_dir=runs_dir,
+        name=name,
+        file=config,
+        cluster=cluster,
+        after=after or (),
+        allow_config_change=allow_config_change,
+        overrides=overrides or (),
+    )
+    prepared = submission.prepare(request)
+    text = prepared.scheduler.plan(prepared.run, prepared.resources, prepared.after)
+    values = {
+        "run": str(prepared.run.path),
+        "does": "continue" if prepared.exists else "create",
+        "job": job,
+        "scheduler": prepared.cluster,
+        "resources": configs.plain(prepared.resources),
+        "changed": prepared.changed,
+        "plan": text,
+    }
+    if as_json:
+        say_json(values)
+        return
+    say(f"{values['does']} {values['run']} ({job}, scheduler {prepared.cluster})")
+    for item in prepared.changed:
+        say(f"  {item.path}: {configs.show(item.old)} -> {configs.show(item.new)}")
+    say(text)
+
+
+@app.command(name="config", rich_help_panel=START)
+def show_config(
+    job: Job, overrides: Overrides = None, config: ConfigFile = "", as_json: AsJson = False
+) -> None:
+    """List every key of a job: its value here, its default, its type and what it means.
+
+    Example: python launch.py config train --config tiny_cpu optim.lr=2e-3
+    """
+    config_class = configs.find_job(job).Config
+    file = submission.config_file(config) if config else None
+    try:
+        values = configs.flat(configs.load(config_class, file, overrides or ()))
+    except configs.MissingKeysError:
+        if file or overrides:
+            raise
+        values = {}
+    keys = configs.keys(config_class)
+    if as_json:
+        say_json([_key_values(key, values) for key in keys])
+        return
+    rows = [[key.path, *_value_and_default(key, values), key.type_text, _meaning(key)] for key in keys]
+    console().print(
+        table(
+            ["KEY", "VALUE", "DEFAULT", "TYPE", "MEANING"], rows, wrap=["VALUE", "DEFAULT", "TYPE", "MEANING"]
+        )
+    )
+    say("(*) may change when a run comes back")
+
+
+@app.command(name="status", rich_help_panel=WATCH)
+def show_status(
+    run: MaybeRun = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again every second until Ctrl-C.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say how one run stands, or all: state, progress, attempts, age of the last checkpoint, and why.
+
+    Example: python launch.py status car --watch
+    """
+
+    def rows() -> list[status.Row]:
+        return status.rows([runs.find_run(runs_dir, run)] if run else runs.all_runs(runs_dir))
+
+    if as_json:
+        say_json(rows())
+    elif watch:
+        _watch(rows)
+    elif found := rows():
+        console().print(status.status_table(found))
+    else:
+        say(f"no runs in {runs_dir}; start one with: python launch.py run train --config tiny_cpu")
+
+
+@app.command(name="logs", rich_help_panel=WATCH)
+def show_logs(
+    run: Run,
+    runs_dir: RunsDir = RUNS_DIR,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is added, over attempts.")
+    ] = False,
+    attempt: Annotated[int | None, typer.Option(metavar="N", help="This attempt only.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="This worker only.")] = None,
+) -> None:
+    """Print the logs of all workers, stitched over all attempts.
+
+    Example: python launch.py logs car -f --rank 0
+    """
+    found = runs.find_run(runs_dir, run)
+    chosen = logs.Selection(attempt=attempt, rank=rank)
+    lines = logs.followed(found, chosen, lambda: _is_over(found)) if follow else logs.stitched(found, chosen)
+    for line in lines:
+        say(line)
+
+
+@app.command(rich_help_panel=STOP)
+def suspend(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False) -> None:
+    """Save a run and stop it; it stays away until you resume it.
+
+    Example: python launch.py suspend car
+    """
+    _stop(runs.find_run(runs_dir, run), Cause.SUSPENDED, now=now)
+
+
+@app.command(rich_help_panel=STOP)
+def resume(
+    run: MaybeRun = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    every: Annotated[
+        bool, typer.Option("--all", help="All that are suspended or lost, not held or cancelled.")
+    ] = False,
+    cause: Annotated[
+        Cause | None, typer.Option(help="All whose last attempt ended so, such as preempted.")
+    ] = None,
+) -> None:
+    """Bring unfinished runs back, each at its last saved step.
+
+    Example: python launch.py resume --all --cause preempted
+    """
+    if bool(run) == (every or cause is not None):
+        raise UsageError("name one run, or give --all or --cause", "python launch.py resume RUN")
+    if run:
+        found = runs.find_run(runs_dir, run)
+        _tell(found, submission.resume(found), runs_dir)
+        return
+    _resume_many(_resumable(runs.all_runs(runs_dir), cause))
+
+
+@app.command(rich_help_panel=STOP)
+def cancel(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False) -> None:
+    """Stop a run for good. What it saved stays, and submit or resume would still continue it.
+
+    Example: python launch.py cancel car --now
+    """
+    _stop(runs.find_run(runs_dir, run), Cause.CANCELLED, now=now)
+
+
+@app.command(name="checkpoints", rich_help_panel=LOOK)
+def show_checkpoints(
+    run: Run,
+    runs_dir: RunsDir = RUNS_DIR,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte and compare the digests.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the checkpoints of a run. With --verify, exit with 6 if one is damaged.
+
+    Example: python launch.py checkpoints car --verify
+    """
+    from get3d_cluster.runtime.checkpoint import list_checkpoints
+
+    found = list_checkpoints(runs.find_run(runs_dir, run), verify=verify)
+    now = time.time()
+    if as_json:
+        say_json(found)
+    elif found:
+        rows = [
+            [str(item.step), str(item.epoch), str(item.images), size(item.num_bytes), f"{duration(now - item.t)} ago",
+             item.digest[:16], item.state, item.problem]
+            for item in found
+        ]  # fmt: skip
+        headers = ["STEP", "EPOCH", "IMAGES", "SIZE", "SAVED", "DIGEST", "STATE", "PROBLEM"]
+        console().print(table(headers, rows, wrap=["PROBLEM"]))
+    else:
+        say("no checkpoint yet")
+    if damaged := [str(item.step) for item in found if item.state == "damaged"]:
+        what = f"damaged: the checkpoint of step {', '.join(damaged)}"
+        raise DifferenceError(what, "nothing to do: the run comes back from the newest one that is whole")
+
+
+@app.command(rich_help_panel=LOOK)
+def report(run: Run, runs_dir: RunsDir = RUNS_DIR) -> None:
+    """Write a page with curves, samples, the timeline of attempts and the time lost; print its path.
+
+    Example: python launch.py report car
+    """
+    from get3d_cluster.report import write_report
+
+    say(str(write_report(runs.find_run(runs_dir, run).path)))
+
+
+@app.command(name="doctor", rich_help_panel=CHECK)
+def show_doctor(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
+    """Check this machine: Python, packages, disk, GPU, SLURM, Blender; say what to do about what is missing.
+
+    Example: python launch.py doctor
+    """
+    found = doctor.checks(runs_dir)
+    if as_json:
+        say_json(found)
+    else:
+        rows = [[check.state, check.name, check.found, check.what_to_do] for check in found]
+        console().print(table(["", "WHAT", "FOUND", "WHAT TO DO"], rows, wrap=["FOUND", "WHAT TO DO"]))
+    return 2 if any(check.state == "fail" for check in found) else 0
+
+
+def _tell(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> None:
+    """Say what became of a submission and what can be typed next."""
+    where = "" if runs_dir == RUNS_DIR else f" --runs {runs_dir}"
+    as_job = f" as {submitted.job}" if submitted.job else ""
+    first = {
+        "done": f"{run.name} is done already; see: python launch.py report {run.name}{where}",
+        "pending": f"{run.name} is queued already{as_job}",
+        "running": f"{run.name} is running already{as_job}",
+        "queued": f"{run.name} is queued{as_job}",
+        "continued": f"{run.name} continues at step {run.saved_step()}, queued{as_job}",
+    }[submitted.state]
+    say(f"{first}{f': {submitted.why}' if submitted.why else ''}")
+    if submitted.state != "done":
+        say(f"  folder  {run.path}")
+        say(f"  watch   python launch.py status {run.name} --watch{where}")
+        say(f"  logs    python launch.py logs {run.name} -f{where}")
+        say(f"  stop    python launch.py suspend {run.name}{where}")
+
+
+def _watch(rows: Callable[[], list[status.Row]]) -> None:
+    screen = console()
+    if not screen.is_terminal:
+        screen.print(status.status_table(rows()))
+        return
+    with Live(status.status_table(rows()), console=screen, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_S)
+            live.update(status.status_table(rows()), refresh=True)
+
+
+def _is_over(run: RunFolder) -> bool:
+    return status.row_of(status.gather(run)).state in status.ENDED
+
+
+def _stop(run: RunFolder, cause: Cause, *, now: bool) -> None:
+    scheduler = open_scheduler(run.spec().scheduler)
+    standing = scheduler.standing(run)
+    if standing.state == "absent":
+        state = "is done" if run.is_done() else "neither runs nor waits"
+        say(f"{run.name} {state}: nothing to stop")
+        return
+    scheduler.stop(run, cause, now=now)
+    verb = {Cause.SUSPENDED: "suspending", Cause.CANCELLED: "cancelling"}[cause]
+    back = f"; bring it back with: python launch.py resume {run.name}" if cause is Cause.SUSPENDED else ""
+    say(f"{verb} {run.name}{' now' if now else ': it saves first'}{back}")
+
+
+def _resumable(found: Sequence[RunFolder], cause: Cause | None) -> list[RunFolder]:
+    by_state = (RunState.SUSPENDED, RunState.LOST)
+    chosen = []
+    for run in found:
+        row = status.row_of(status.gather(run))
+        is_wanted = row.last_cause == cause if cause else row.state in by_state
+        if is_wanted and row.state in status.ENDED and row.state != RunState.DONE:
+            chosen.append(run)
+    return chosen
+
+
+def _resume_many(chosen: Sequence[RunFolder]) -> None:
+    """Resume each run; one that fails does not keep the others from coming back. Raises: SchedulerError."""
+    failed = []
+    for run in chosen:
+        try:
+            submitted = submission.resume(run)
+        except Get3dError as error:
+            failed.append(f"{run.name} ({error.what})")
+            continue
+        say(f"{run.name} {submitted.state} {submitted.job}".rstrip())
+    if not chosen:
+        say("nothing to resume")
+    if failed:
+        raise SchedulerError(f"not resumed: {'; '.join(failed)}", "mend that, then give the same command")
+
+
+def _key_values(key: configs.Key, values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "key": key.path,
+        "value": values.get(key.path),
+        "default": None if key.is_required else key.default,
+        "required": key.is_required,
+        "type": key.type_text,
+        "changeable": key.changeable,
+        "meaning": key.meaning,
+    }
+
+
+def _value_and_default(key: configs.Key, values: dict[str, Any]) -> tuple[str, str]:
+    """Return both in YAML's words; the default only where the value is another."""
+    default = "(required)" if key.is_required else configs.show(key.default)
+    value = configs.show(values[key.path]) if key.path in values else default
+    return value, "" if value == default else default
+
+
+def _meaning(key: configs.Key) -> str:
+    return f"(*) {key.meaning}" if key.changeable else key.meaning

@@ -1,0 +1,95 @@
+"""Stay with a run until nothing happens any more. Ctrl-C once suspends it, twice gives it no time, thrice lets go."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from get3d_cluster.cli.output import say
+from get3d_cluster.cli.status import ENDED, Row, gather, one_line, row_of
+from get3d_cluster.core.job import Cause, RunState
+from get3d_cluster.errors import ExitCode
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers.base import Scheduler
+
+POLL_S = 0.5
+LINE_S = 10.0
+"""Seconds between lines where they cannot be overwritten, unless the state changes."""
+LOST_S = 10.0
+"""So long a run may look lost between the end of an attempt and its requeue."""
+MOST_INTERRUPTS = 2
+
+
+@dataclass
+class _Line:
+    """One line that is overwritten on a terminal, and repeated now and then elsewhere."""
+
+    is_live: bool = field(default_factory=sys.stdout.isatty)
+    state: str = ""
+    shown_s: float = float("-inf")
+
+    def show(self, row: Row) -> None:
+        if self.is_live:
+            sys.stdout.write(f"\r\033[2K{one_line(row)[: _columns()]}")
+            sys.stdout.flush()
+        elif row.state != self.state or time.monotonic() - self.shown_s > LINE_S:
+            say(one_line(row))
+            self.shown_s = time.monotonic()
+        self.state = row.state
+
+    def end(self, row: Row) -> None:
+        """Leave the final state standing, whole."""
+        say(f"\r\033[2K{one_line(row)}" if self.is_live else one_line(row))
+
+
+def stay(run: RunFolder, scheduler: Scheduler) -> int:
+    """Show the progress of ``run`` until it has ended; return the exit code of its last attempt."""
+    line = _Line()
+    asked = obeyed = 0
+    while True:
+        try:
+            if obeyed < asked:
+                obeyed = asked
+                scheduler.stop(run, Cause.SUSPENDED, now=asked > 1)
+            row = _until_ended(run, line.show)
+        except KeyboardInterrupt:
+            asked += 1
+            if asked > MOST_INTERRUPTS:
+                raise
+            say(_answer(run, asked))
+        else:
+            line.end(row)
+            return _exit_code(run, row)
+
+
+def _until_ended(run: RunFolder, show: Callable[[Row], None]) -> Row:
+    lost_since: float | None = None
+    while True:
+        row = row_of(gather(run))
+        show(row)
+        now = time.monotonic()
+        lost_since = (lost_since or now) if row.state == RunState.LOST else None
+        if row.state in ENDED and (lost_since is None or now - lost_since > LOST_S):
+            return row
+        time.sleep(POLL_S)
+
+
+def _answer(run: RunFolder, asked: int) -> str:
+    if asked == 1:
+        return f"\nsuspending {run.name}; resume it with: python launch.py resume {run.path}\nCtrl-C again: stop it now"
+    return "\nstopping now; Ctrl-C again: leave it alone"
+
+
+def _exit_code(run: RunFolder, row: Row) -> int:
+    if row.state == RunState.DONE:
+        return int(ExitCode.FINISHED)
+    if row.state == RunState.HELD:
+        return int(ExitCode.HELD)
+    outcomes = gather(run).outcomes
+    return outcomes[-1].exit_code if outcomes else int(ExitCode.SUSPENDED)
+
+
+def _columns() -> int:
+
+    return shutil.get_terminal_size().columns - 1

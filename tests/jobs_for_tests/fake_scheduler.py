@@ -1,0 +1,48 @@
+"""A scheduler that starts nothing: what it was asked is in ``calls``, what it answers in ``standings`` by run name."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from get3d_cluster.core.job import Cause, Resources
+from get3d_cluster.errors import SchedulerError, UsageError
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers.base import Standing, StopReason
+
+
+class FakeScheduler:
+    calls: ClassVar[list[tuple]] = []
+    standings: ClassVar[dict[str, Standing]] = {}
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.calls = []
+        cls.standings = {}
+
+    def plan(self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = ()) -> str:
+        if resources.nodes > 100:
+            raise UsageError(
+                f"resources.nodes={resources.nodes} can never be met here", "at most 100: nodes=100"
+            )
+        return f"{resources.nodes} nodes after {[other.name for other in after]}"
+
+    def submit(
+        self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = (), delay_s: float = 0
+    ) -> str:
+        if run.name == "refused":
+            raise SchedulerError("the scheduler refused", "ask it why")
+        self.calls.append(("submit", run.name, resources.nodes, [other.name for other in after]))
+        self.standings[run.name] = Standing(state="pending", job="17", why="waits for cores")
+        return "17"
+
+    def standing(self, run: RunFolder) -> Standing:
+        return self.standings.get(run.name, Standing(state="absent"))
+
+    def stop_reason(self, run: RunFolder, attempt: int) -> StopReason:
+        return StopReason(cause=Cause.PREEMPTED)
+
+    def stop(self, run: RunFolder, cause: Cause, *, now: bool = False) -> None:
+        self.calls.append(("stop", run.name, str(cause), now))
+        self.standings.pop(run.name, None)
+
+    def requeue(self, run: RunFolder, resources: Resources, delay_s: float = 0) -> None:
+        self.calls.append(("requeue", run.name))
