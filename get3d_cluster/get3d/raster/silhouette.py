@@ -28,8 +28,9 @@ FOLD_PX = 1e-4
 of no area which marching tetrahedra leave behind neither make a silhouette nor hide one."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True) class Pairs: """Q pairs of neighbouring pixels whose
-    surfaces differ; rows of pixels first, then columns, each row-major."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Q pairs of neighbouring pixels whose surfaces differ; rows of pixels first, then columns, each row-major."""
 
     near: Tensor  # [Q] int64 flat pixel of the surface closer to the camera
     far: Tensor  # [Q] int64 flat pixel of the other
