@@ -34,9 +34,7 @@ class RemoteStorage:
                 whole = b"".join(bytes(part) for part in ([data] if isinstance(data, Data) else data))
                 self._fs.pipe_file(f"{folder}/{file}", whole, mode="create" if file == LAST else "overwrite")
         except FileExistsError as error:
-            raise StorageError(
-                f"{self.url}/{name} exists already", "another attempt wrote it: resume from it"
-            ) from error
+            raise StorageError(f"{self.url}/{name} exists already", "resume from it") from error
         except OSError as error:
             raise StorageError(
                 f"cannot write {self.url}/{name}: {error}", "check the credentials and the space there"
