@@ -1,0 +1,58 @@
+# Two commands: `make demo` and `make test`. Everything else is `make help`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+RENDER_LIBS := libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl1
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system demo test test-all check fmt bench gpu clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: system .venv/ready .venv-render/ready ## make both environments (training, rendering)
+
+system: ## find missing system libraries; install them if this is root on Debian or Ubuntu
+	@PYTHON="$(PYTHON)" RENDER_LIBS="$(RENDER_LIBS)" sh docker/system.sh
+
+.venv/ready: requirements.txt pyproject.toml | system
+	@echo "making .venv: torch and the rest of requirements.txt (a few minutes the first time)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) $(PIP) torch==2.13.0
+	@$(PY) $(PIP) -r requirements.txt
+	@$(PY) $(PIP) --no-deps --editable .
+	@touch $@
+
+.venv-render/ready: requirements-render.txt | system
+	@echo "making .venv-render: Blender as a Python module (about 350 MB the first time)"
+	@test -x .venv-render/bin/python || $(PYTHON) -m venv .venv-render
+	@.venv-render/bin/python $(PIP) -r requirements-render.txt
+	@touch $@
+
+demo: setup ## the whole way on this machine: models, Blender, training, preemption, meshes, report
+	@$(PY) launch.py demo
+
+test: setup ## the tests that this machine can run
+	@$(PY) -m pytest -m "not long and not gpu and not slurm and not bench"
+
+test-all: setup ## the long ones, too
+	@$(PY) -m pytest -m "not gpu and not slurm and not bench" --timeout 3600
+
+check: .venv/ready ## formatter, ruff, mypy, import layers: seconds
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
+
+fmt: .venv/ready ## format the code
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix --quiet .
+
+bench: setup ## measure; ratios in one run, for docs/results.md
+	@$(PY) -m pytest -m bench tests/bench --timeout 3600 -s
+
+gpu: ## checks that need CUDA; installs nothing, skips loudly what is missing
+	@$${GPU_PYTHON:-python3} -m pytest -m gpu -o addopts="" -p no:cacheprovider tests -v -rs
+
+clean: ## remove the environments and what the demo made
+	rm -rf .venv .venv-render demo
