@@ -183,7 +183,12 @@ class Generator(nn.Module):
         sample_index: Tensor,  # [P] int64, never decreasing: whose point it is
         points: Tensor,  # [P, 3] world
     ) -> Tensor:  # [P, 3] about [-1, 1]
-        """Return the texture at points, without a gradient to their position."""
+        """Return the texture at points, without a gradient to their position.
+
+        Raises: ValueError if ``sample_index`` decreases somewhere.
+        """
+        if (sample_index.diff() < 0).any():
+            raise ValueError("sample_index must never decrease: sort the points by sample")
         return self._limit(self._tints(planes, latents, sample_index, points) + self.colour.bias)
 
     def _tints(

@@ -249,6 +249,41 @@ def test_points_may_be_missing_for_some_or_all_samples(small: Generator) -> None
     assert none.shape == (0, 3)
 
 
+def test_points_out_of_order_are_refused(small: Generator) -> None:
+    latents = latents_of(small)
+    with pytest.raises(ValueError, match="never decrease"):
+        small.colours(small.planes(latents), latents, torch.tensor([1, 0]), torch.zeros(2, 3))
+
+
+def test_the_walk_finds_more_of_the_outline_than_the_standard_rule() -> None:
+    def pull(mode: str) -> float:
+        torch.manual_seed(0)
+        render = RenderConfig(image_size_px=16, antialias=mode)
+        generator = Generator(replace(SMALL, grid=replace(SMALL.grid, cells=12), render=render))
+        rendered = generator.render(latents_of(generator), CAMERAS)
+        (gradient,) = torch.autograd.grad(rendered.image[:, 3].sum(), rendered.shapes.meshes.verts)
+        return float(gradient.norm())
+
+    assert pull("walk") > 2 * pull("standard") > 0
+
+
+def test_descending_the_error_of_the_mask_grows_the_shape(small: Generator) -> None:
+    """The target is the outline of a sphere of radius 0.4; the shape starts as one of 0.3."""
+    centre = torch.arange(16) - 7.5
+    radius_px = 8 * 0.4 / (1.2**2 - 0.4**2) ** 0.5 / (16 / 35)
+    target = (centre[:, None].square() + centre.square() < radius_px**2).float()
+    adam = torch.optim.Adam(small.parameters(), lr=5e-3, betas=(0.0, 0.99))
+    errors = []
+    for _ in range(25):
+        mask = small.render(latents_of(small), CAMERAS).image[:, 3]
+        error = (mask - target).square().mean()
+        adam.zero_grad()
+        error.backward()
+        adam.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.3 * errors[0]
+
+
 def test_a_render_draws_no_random_number_and_repeats_bit_for_bit(generator: Generator) -> None:
     state = torch.get_rng_state()
     results = []
