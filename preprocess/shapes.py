@@ -813,8 +813,8 @@ class _Seat:
 
 def _chair(kind: str, draw: "_Draw") -> tuple[list[Part], Array]:
     seat = _Seat(
-        width=draw.between(0.42, 0.52) * (1.35 if kind == "lounge" else 1),
-        depth=draw.between(0.42, 0.50) * (1.25 if kind == "lounge" else 1),
+        width=draw.between(0.42, 0.52) * (1.2 if kind == "lounge" else 1),
+        depth=draw.between(0.42, 0.50) * (1.15 if kind == "lounge" else 1),
         height=draw.between(0.42, 0.47) * (0.82 if kind == "lounge" else 1),
         back=draw.between(0.42, 0.58),
         lean=draw.between(0.04, 0.10) * (1.5 if kind == "lounge" else 1),
