@@ -1,19 +1,20 @@
 """Render models to images on any number of workers, which may come and go at any time."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from get3d_cluster.core.job import Position, Resources
-from get3d_cluster.errors import UsageError
 from get3d_cluster.runtime.claims import Claims, Owner
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.session import ItemWork, Session
 from preprocess.blender import Blender, check_program
-from preprocess.images import ImageConfig, Item, Tree
+from preprocess.images import ImageConfig, Tree, key
 from preprocess.quality import Gates
 from preprocess.render import Ended, Renderer
+from preprocess.shapenet import ModelFile, find_models
 
 KIND = "items"
 WAIT_S = 0.2
@@ -30,9 +31,9 @@ GRACE_SHARE = 0.5
 class Config:
     """Render the models of a ShapeNet-like folder."""
 
-    models: Path
+    models: str
     """Folder of the models: <synset>/<model>/model.obj."""
-    out: Path
+    out: str
     """Folder of the images: img/<synset>/<model>/000.png and camera/<synset>/<model>/."""
     synsets: tuple[str, ...] = ()
     """Categories to render, such as ["02958343"]; empty means all there are. Quote ids in YAML."""
@@ -42,7 +43,7 @@ class Config:
     """What decides the pixels."""
     gates: Gates = field(default_factory=Gates)
     """What a view must satisfy."""
-    blender: Path = Path(".venv-render/bin/python")
+    blender: str = ".venv-render/bin/python"
     """A Python that has bpy (made by `make setup`), or the program of an installed Blender 4.2 or later."""
     view_timeout_s: float = 300.0
     """Blender is killed when loading a model, or rendering a view, takes longer."""
@@ -58,42 +59,36 @@ class Config:
 
 def make(config: Config, session: Session) -> ItemWork:
     """Build the work of one worker. Raises: UsageError if there is nothing to render, or ``out`` has other images."""
-    items = found_items(config)
-    check_program(config.blender)
-    tree = Tree(config.out, config.image)
+    found = find_models(Path(config.models), config.synsets)
+    program = Path(config.blender)
+    check_program(program)
+    tree = Tree(Path(config.out), config.image)
     tree.open()
+    if session.rank == 0:
+        tree.list_left_out(found.left_out)
     log = session.run.attempt_dir(session.attempt) / f"blender{session.rank:04d}.log"
     renderer = Renderer(
         tree,
-        Blender(config.blender.absolute(), log),
+        Blender(program.absolute(), log),
         gates=config.gates,
         threads=config.resources.cpus_per_worker,
         timeout_s=config.view_timeout_s,
     )
-    return RenderWork(items, renderer, session)
+    return RenderWork(limited(found.models, config.limit), renderer, session)
 
 
-def found_items(config: Config) -> list[Item]:
-    """Return the models to render, sorted. Raises: UsageError naming the folder that has none."""
-    if not config.models.is_dir():
-        raise UsageError(
-            f"models={config.models} is no folder", "set models= to the folder that holds <synset>/<model>/"
-        )
-    synsets = config.synsets or tuple(sorted(path.name for path in config.models.iterdir() if path.is_dir()))
-    found = [_items_of(config.models, synset) for synset in synsets]
-    empty = [synset for synset, items in zip(synsets, found, strict=True) if not items]
-    if empty or not found:
-        raise UsageError(
-            f"no model.obj below {config.models}/{empty[0] if empty else '*'}/<model>/",
-            "set models= and synsets= to what there is, with ids in quotes",
-        )
-    return [item for items in found for item in items[: config.limit or None]]
+def limited(models: Sequence[ModelFile], limit: int) -> list[ModelFile]:
+    """Return the first ``limit`` models of each category; 0 means all."""
+    kept = []
+    for _, group in itertools.groupby(models, key=lambda model: model.synset):
+        kept += list(group)[: limit or None]
+    return kept
 
 
 class RenderWork:
     """One worker's part: claims a model, renders it view by view, publishes it, takes the next."""
 
-    def __init__(self, items: Sequence[Item], renderer: Renderer, session: Session) -> None:
+    def __init__(self, items: Sequence[ModelFile], renderer: Renderer, session: Session) -> None:
         self._items = items
         self._renderer = renderer
         self._tree = renderer.tree
@@ -104,7 +99,7 @@ class RenderWork:
         first = session.rank * len(items) // session.world_size
         self._left = [*items[first:], *items[:first]]
         self._next = 0
-        self._current: Item | None = None
+        self._current: ModelFile | None = None
         self._begun_s = 0.0
         self._counted_s = float("-inf")
         self._num_ended = 0
@@ -125,7 +120,7 @@ class RenderWork:
 
     def step(self) -> None:
         self._claims.beat()
-        if self._current is not None and not self._claims.holds(self._current.key):
+        if self._current is not None and not self._claims.holds(key(self._current)):
             self._put_down()
         if self._current is None:
             self._take()
@@ -147,20 +142,20 @@ class RenderWork:
             item = self._left[self._next]
             if self._is_ended(item):
                 del self._left[self._next]
-            elif self._claims.claim(item.key):
+            elif self._claims.claim(key(item)):
                 self._begin(item)
                 return
             else:
                 self._next += 1
 
-    def _begin(self, item: Item) -> None:
+    def _begin(self, item: ModelFile) -> None:
         self._current, self._begun_s = item, time.monotonic()
         if self._is_ended(item):  # by another worker, between our look and our claim
             self._put_down()
         else:
             self._tree.take_back(item)
 
-    def _end(self, item: Item, ended: Ended) -> None:
+    def _end(self, item: ModelFile, ended: Ended) -> None:
         self._left.remove(item)
         self._put_down()
         row = {"synset": item.synset, "model": item.model, "ended": str(ended)}
@@ -173,10 +168,10 @@ class RenderWork:
 
     def _put_down(self) -> None:
         assert self._current is not None
-        self._claims.release(self._current.key)
+        self._claims.release(key(self._current))
         self._current = None
 
-    def _is_ended(self, item: Item) -> bool:
+    def _is_ended(self, item: ModelFile) -> bool:
         return self._tree.is_quarantined(item) or self._tree.is_done(item)
 
     def _count(self) -> int:
@@ -188,8 +183,3 @@ class RenderWork:
         notices = self._session.notices
         allowed_s = 0.0 if notices.is_urgent else GRACE_SHARE * self._session.resources.grace_s
         return notices.first_s is None or time.monotonic() - notices.first_s < allowed_s
-
-
-def _items_of(models: Path, synset: str) -> list[Item]:
-    paths = sorted((models / synset).glob("*/model.obj"))
-    return [Item(synset=synset, model=path.parent.name, obj=path) for path in paths]

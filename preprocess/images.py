@@ -6,6 +6,7 @@ What is in the output folder, and nothing else:
     camera/<synset>/<model>/{rotation,elevation}.npy, object.json
     quarantine/<synset>/<model>.json            a model that was given up on; delete the file to try it again
     quarantine.jsonl  render.jsonl              the list of those; a line for each ended model, as it happened
+    left_out.jsonl                              folders that hold no usable model, and why
     render.json  renderer.json                  settings and Blender version of everything in here
     .staging/<digest>/<synset>/<model>/NNN.png  finished views of unfinished models
 
@@ -20,7 +21,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from get3d_cluster.core.philox import key_of
 from get3d_cluster.errors import StorageError, UsageError
 from get3d_cluster.storage.local import sync_folder, write_atomic
 from preprocess.quality import coverage, decode, sha256_of_pixels
+from preprocess.shapenet import LeftOut, ModelFile
 
 FORMAT = 1
 """Version of object.json and of what decides the pixels beside the settings: raise it when the worker changes them."""
@@ -92,7 +94,7 @@ class ImageConfig:
     denoise: Literal["none", "fast", "balanced"] = "balanced"
     """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on."""
     filter_width_px: float = 0.01
-    """Width of the pixel filter; 0.01 gives a hard silhouette like upstream's, 1.5 an antialiased one."""
+    """Width of the pixel filter; 0.01 gives a hard silhouette like GET3D's, 1.5 an antialiased one."""
     longest_side: float = 0.9
     """Longest side of the model's box after scaling. Source: GET3D; 0.7 for chairs."""
     center: bool = True
@@ -100,9 +102,9 @@ class ImageConfig:
     elevation_range_deg: tuple[float, float] = (0.0, 30.0)
     """Cameras stand between these angles above the horizon. Source: GET3D."""
     view_transform: Literal["Standard", "Filmic"] = "Filmic"
-    """How light becomes colour; Filmic is upstream's look, Standard keeps white textures white."""
+    """How light becomes colour; Filmic is GET3D's look, Standard keeps white textures white."""
     lights: Literal["get3d", "studio"] = "get3d"
-    """Preset of lights and world: upstream's rig, or a bright sky without black sides."""
+    """Preset of lights and world: GET3D's, or a bright sky without black sides."""
     crop: bool = True
     """Render only what the model's box covers: the same image, sooner."""
 
@@ -129,18 +131,9 @@ class ImageConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    """One model to render."""
-
-    synset: str
-    model: str
-    obj: Path
-
-    @property
-    def key(self) -> str:
-        """Its name in claims, logs and lists."""
-        return f"{self.synset}/{self.model}"
+def key(item: ModelFile) -> str:
+    """Return a model's name in claims, logs and lists."""
+    return f"{item.synset}/{item.model}"
 
 
 def digest_of(image: ImageConfig) -> str:
@@ -148,12 +141,12 @@ def digest_of(image: ImageConfig) -> str:
     return hashlib.sha256(_json({"format": FORMAT, **asdict(image)})).hexdigest()[:16]
 
 
-def seed_of(image: ImageConfig, item: Item, view: int) -> int:
+def seed_of(image: ImageConfig, item: ModelFile, view: int) -> int:
     """Return the seed of one image's noise. One seed for all would print the same noise on the whole dataset."""
     return key_of(str(image.seed), item.synset, item.model, str(view)) & 0x7FFFFFFF
 
 
-def cameras_of(image: ImageConfig, item: Item) -> list[View]:
+def cameras_of(image: ImageConfig, item: ModelFile) -> list[View]:
     """Return the views of a model."""
     return views_for(image.seed, item.synset, item.model, image.num_views, image.elevation_range_deg)
 
@@ -209,7 +202,7 @@ class Tree:
                 "set out= to another folder, or use the settings and the Blender of this one",
             )
 
-    def is_done(self, item: Item) -> bool:
+    def is_done(self, item: ModelFile) -> bool:
         """Say whether all images of a model are published.
 
         Raises: UsageError if they are there and of other settings, or of unknown ones.
@@ -225,7 +218,7 @@ class Tree:
             )
         return self._names() <= _listed(folder)
 
-    def is_quarantined(self, item: Item) -> bool:
+    def is_quarantined(self, item: ModelFile) -> bool:
         return self._verdict(item).is_file()
 
     def ended(self, synset: str) -> set[str]:
@@ -233,7 +226,7 @@ class Tree:
         given_up = {name.removesuffix(".json") for name in _listed(self.out / "quarantine" / synset)}
         return _listed(self.out / "img" / synset) | given_up
 
-    def take_back(self, item: Item) -> None:
+    def take_back(self, item: ModelFile) -> None:
         """Make a published folder from which images were lost unfinished again; nothing happens if there is none."""
         staged, published = self._staged(item), self._images(item)
         if published.is_dir():
@@ -242,19 +235,19 @@ class Tree:
                 staged.parent.mkdir(parents=True, exist_ok=True)
                 published.rename(staged)
 
-    def missing_views(self, item: Item) -> list[int]:
+    def missing_views(self, item: ModelFile) -> list[int]:
         """Return the views still to render."""
         present = _listed(self._staged(item))
         return [view for view in range(self.image.num_views) if _name(view) not in present]
 
-    def put_facts(self, item: Item, facts: Settings) -> None:
+    def put_facts(self, item: ModelFile, facts: Settings) -> None:
         """Keep what Blender said about a model until it is published."""
         write_atomic(self._facts(item), _json(facts))
 
-    def has_facts(self, item: Item) -> bool:
+    def has_facts(self, item: ModelFile) -> bool:
         return self._facts(item).is_file()
 
-    def put_view(self, item: Item, view: int, png: bytes) -> None:
+    def put_view(self, item: ModelFile, view: int, png: bytes) -> None:
         """Keep one good view: durable and whole, or not there at all."""
         # Written beside the model's folder: no half file can be in it when it is published.
         aside = self.staging / ".incoming" / secrets.token_hex(8)
@@ -272,7 +265,7 @@ class Tree:
                 aside.unlink(missing_ok=True)
                 raise
 
-    def publish(self, item: Item) -> bool:
+    def publish(self, item: ModelFile) -> bool:
         """Make a model whose views are all staged visible, by one rename.
 
         Returns False if a staged file turned out to be damaged; it is deleted then, to be rendered again.
@@ -299,7 +292,7 @@ class Tree:
         self._facts(item).unlink(missing_ok=True)
         return True
 
-    def quarantine(self, item: Item, verdict: Settings) -> None:
+    def quarantine(self, item: ModelFile, verdict: Settings) -> None:
         """Give up on a model: it is skipped until its file in ``quarantine/`` is deleted."""
         write_atomic(self._verdict(item), _json({"config": self.digest, **verdict}, indent=1) + b"\n")
         self._facts(item).unlink(missing_ok=True)
@@ -314,6 +307,11 @@ class Tree:
             write_atomic(self.out / "quarantine.jsonl", lines)
             written = lines
 
+    def list_left_out(self, left_out: Sequence[LeftOut]) -> None:
+        """Write down which folders were not even tried."""
+        lines = [_json(asdict(each)) + b"\n" for each in left_out]
+        write_atomic(self.out / "left_out.jsonl", b"".join(lines))
+
     def log(self, row: Settings) -> None:
         """Append a line to render.jsonl. For people: what counts is in the files of each model."""
         path = self.out / "render.jsonl"
@@ -323,10 +321,12 @@ class Tree:
     def _quarantined_lines(self) -> bytes:
         paths = sorted((self.out / "quarantine").glob("*/*.json"))
         verdicts = [verdict for path in paths if (verdict := _read_json(path))]
-        rows = [{key: verdict[key] for key in ("synset", "model", "reason", "message")} for verdict in verdicts]
+        rows = [
+            {key: verdict[key] for key in ("synset", "model", "reason", "message")} for verdict in verdicts
+        ]
         return b"".join(_json(row) + b"\n" for row in rows)
 
-    def _view_rows(self, item: Item) -> list[Settings] | None:
+    def _view_rows(self, item: ModelFile) -> list[Settings] | None:
         rows = []
         for view, camera in enumerate(cameras_of(self.image, item)):
             path = self._staged(item) / _name(view)
@@ -349,7 +349,7 @@ class Tree:
             )
         return rows
 
-    def _move_images(self, item: Item) -> None:
+    def _move_images(self, item: ModelFile) -> None:
         staged, target = self._staged(item), self._images(item)
         with _explained(target):
             for stray in _listed(staged) - self._names():
@@ -367,19 +367,19 @@ class Tree:
     def _names(self) -> set[str]:
         return {_name(view) for view in range(self.image.num_views)}
 
-    def _images(self, item: Item) -> Path:
+    def _images(self, item: ModelFile) -> Path:
         return self.out / "img" / item.synset / item.model
 
-    def _cameras(self, item: Item) -> Path:
+    def _cameras(self, item: ModelFile) -> Path:
         return self.out / "camera" / item.synset / item.model
 
-    def _staged(self, item: Item) -> Path:
+    def _staged(self, item: ModelFile) -> Path:
         return self.staging / item.synset / item.model
 
-    def _facts(self, item: Item) -> Path:
+    def _facts(self, item: ModelFile) -> Path:
         return self.staging / item.synset / f"{item.model}.json"
 
-    def _verdict(self, item: Item) -> Path:
+    def _verdict(self, item: ModelFile) -> Path:
         return self.out / "quarantine" / item.synset / f"{item.model}.json"
 
 

@@ -6,6 +6,7 @@ Blender says "finished" to missing textures, empty models and full disks alike, 
 import hashlib
 import io
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ MAGENTA_DARKEST = 48
 class Gates:
     """What a view must satisfy; a model with one view that does not is quarantined."""
 
+    __changeable__: ClassVar[bool] = True
+
     min_coverage: float = 0.005
     """Smallest share of the image that the object covers; empty and collapsed models fall below."""
     max_coverage: float = 0.95
@@ -35,8 +38,9 @@ class Gates:
     """Largest share of the object in the colour of a missing texture; 1 accepts models that are truly magenta."""
     min_brightness: float = 0.01
     """Smallest mean brightness of the object, 0 to 1; broken normals and not-a-number coordinates render black."""
-    touching_edge: bool = False
-    """Accept objects cut off by the frame."""
+    max_edge: float = 0.02
+    """Largest share of the frame's outermost pixels that the object covers. GET3D's size of 0.9 lets corners of boxy
+    cars touch the frame; 0 accepts none of it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_coverage < self.max_coverage <= 1:
@@ -96,21 +100,23 @@ def brightness(pixels: Pixels) -> float:
     return float(opaque.mean()) / 255 if opaque.size else 0.0
 
 
-def touches_edge(pixels: Pixels) -> bool:
-    """Say whether the object reaches the frame."""
+def edge_share(pixels: Pixels) -> float:
+    """Return the share of the frame's outermost pixels that the object covers."""
     alpha = pixels[..., 3]
-    return bool(alpha[[0, -1]].any() or alpha[:, [0, -1]].any())
+    frame = np.concatenate([alpha[0], alpha[-1], alpha[1:-1, 0], alpha[1:-1, -1]])
+    return float(np.mean(frame >= OPAQUE))
 
 
 def defect_of(pixels: Pixels, resolution: int, gates: Gates) -> Defect | None:
     """Return the first reason not to train on a view, or None."""
     if pixels.shape != (resolution, resolution, 4):
         return Defect(code="size", message=f"the image is {pixels.shape}, not {(resolution, resolution, 4)}")
-    covered, magenta, light = coverage(pixels), magenta_share(pixels), brightness(pixels)
+    covered, edge = coverage(pixels), edge_share(pixels)
+    magenta, light = magenta_share(pixels), brightness(pixels)
     allowed = f"allowed: {gates.min_coverage} to {gates.max_coverage}"
     checks = (
         ("blank", covered == 0, "nothing is visible"),
-        ("edge", touches_edge(pixels) and not gates.touching_edge, "the object touches the frame"),
+        ("edge", edge > gates.max_edge, f"the object covers {edge:.1%} of the frame's edge: it is cut off"),
         (
             "coverage",
             not gates.min_coverage <= covered <= gates.max_coverage,

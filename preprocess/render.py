@@ -12,8 +12,9 @@ from pathlib import Path
 from get3d_cluster.core.cameras import RADIUS, blender_position, quaternion
 from get3d_cluster.errors import StorageError
 from preprocess.blender import GIVEN_UP, Blender, RejectedError, WorkerFailedError
-from preprocess.images import Item, Tree, cameras_of, seed_of, worker_settings
+from preprocess.images import Tree, cameras_of, key, seed_of, worker_settings
 from preprocess.quality import Gates, Pixels, decode, defect_of, encode, without_hidden_colour
+from preprocess.shapenet import ModelFile
 
 NUM_RETRIES = 2
 MODELS_PER_PROCESS = 300
@@ -44,7 +45,7 @@ class Renderer:
         self._num_loaded = 0
         self._failures: dict[str, int] = {}
 
-    def step(self, item: Item) -> Ended | None:
+    def step(self, item: ModelFile) -> Ended | None:
         """Render the next missing view of a model, or publish it; say how it ended once it has.
 
         Raises: UsageError if Blender does not start; StorageError if a disk is full.
@@ -67,8 +68,8 @@ class Renderer:
         self.blender.kill()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _load(self, item: Item) -> None:
-        if self.blender.is_running and self._loaded == item.key:
+    def _load(self, item: ModelFile) -> None:
+        if self.blender.is_running and self._loaded == key(item):
             return
         if self._num_loaded >= MODELS_PER_PROCESS:
             self.blender.kill()
@@ -84,17 +85,17 @@ class Renderer:
             longest_side=image.longest_side,
             center=image.center,
         )
-        self._loaded = item.key
-        self.tree.put_facts(item, {key: reply[key] for key in FACTS})
+        self._loaded = key(item)
+        self.tree.put_facts(item, {name: reply[name] for name in FACTS})
 
     def _start(self) -> None:
         self.blender.start()
         self._loaded, self._num_loaded = "", 0
         who = self.blender.hello()
-        self.tree.agree("renderer.json", {key: who[key] for key in ("renderer", "version", "build")})
+        self.tree.agree("renderer.json", {name: who[name] for name in ("renderer", "version", "build")})
         self.blender.ask("configure", self.timeout_s, **worker_settings(self.tree.image, self.threads))
 
-    def _render(self, item: Item, view: int) -> None:
+    def _render(self, item: ModelFile, view: int) -> None:
         camera = cameras_of(self.tree.image, item)[view]
         raw = self._scratch / "view.png"
         raw.unlink(missing_ok=True)  # an older view must not pass for this one
@@ -122,16 +123,16 @@ class Renderer:
                 ) from error
             raise WorkerFailedError("damaged", f"Blender wrote no good image: {error}") from error
 
-    def _failed(self, item: Item, failure: WorkerFailedError) -> Ended | None:
+    def _failed(self, item: ModelFile, failure: WorkerFailedError) -> Ended | None:
         self.blender.kill()  # whatever state it is in, the next attempt begins in a fresh process
         if failure.reason == GIVEN_UP:
             return None
-        self._failures[item.key] = self._failures.get(item.key, 0) + 1
-        if self._failures[item.key] <= NUM_RETRIES:
+        self._failures[key(item)] = self._failures.get(key(item), 0) + 1
+        if self._failures[key(item)] <= NUM_RETRIES:
             return None
         return self._give_up(item, failure.reason, str(failure))
 
-    def _give_up(self, item: Item, reason: str, message: str) -> Ended:
+    def _give_up(self, item: ModelFile, reason: str, message: str) -> Ended:
         self.tree.quarantine(
             item,
             {
@@ -140,7 +141,7 @@ class Renderer:
                 "obj": str(item.obj),
                 "reason": reason,
                 "message": message,
-                "attempts": self._failures.get(item.key, 0) or 1,
+                "attempts": self._failures.get(key(item), 0) or 1,
                 "log": self.blender.log_tail(),
             },
         )

@@ -22,7 +22,9 @@ def disc(request: dict, resolution: int, model: str) -> np.ndarray:
     inside = (xs - 0.05 * x) ** 2 + (ys - 0.05 * y) ** 2 < radius**2
     digest = hashlib.sha256(f"{model} {request['seed']}".encode()).digest()
     pixels = np.zeros((resolution, resolution, 4), np.uint8)
-    pixels[..., :3] = [128 + digest[i] // 2 for i in range(3)]  # colour where nothing is seen, as Blender leaves it
+    pixels[..., :3] = [
+        128 + digest[i] // 2 for i in range(3)
+    ]  # colour where nothing is seen, as Blender leaves it
     if model.startswith("magenta"):
         pixels[..., :3] = (200, 10, 201)
     if model.startswith("black"):
@@ -62,7 +64,13 @@ def main(replies_to: int) -> None:
             elif op == "load":
                 folder = Path(request["obj"]).parent
                 print("loading", folder.name, flush=True)
-                reply |= {"tris": 1, "objects": 1, "materials": 0, "bbox": [[0, 0, 0], [1, 1, 1]], "warnings": []}
+                reply |= {
+                    "tris": 1,
+                    "objects": 1,
+                    "materials": 0,
+                    "bbox": [[0, 0, 0], [1, 1, 1]],
+                    "warnings": [],
+                }
                 if folder.name.startswith("empty"):
                     reply = {"ok": False, "code": "no-geometry", "message": "model.obj holds no faces"}
             elif op == "render":

@@ -1,4 +1,4 @@
-"""One worker of a render job in a process of its own, without a scheduler: ``python render_one_rank.py SETTINGS.json``."""
+"""One worker of a render job as a process, without a scheduler: ``python render_one_rank.py SETTINGS.json``."""
 
 import json
 import sys
@@ -40,9 +40,9 @@ def main(settings: dict) -> None:
     session = session_of(Path(settings["run"]), settings["rank"], settings["world_size"])
     session.notices.install()
     config = Config(
-        models=Path(settings["models"]),
-        out=Path(settings["out"]),
-        blender=Path(settings["blender"]),
+        models=settings["models"],
+        out=settings["out"],
+        blender=settings["blender"],
         image=ImageConfig(**settings["image"]),
         view_timeout_s=settings.get("view_timeout_s", 60.0),
     )

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.quality import Gates, coverage, decode, defect_of, encode, magenta_share, without_hidden_colour
+from preprocess.quality import (
+    Gates,
+    coverage,
+    decode,
+    defect_of,
+    encode,
+    magenta_share,
+    without_hidden_colour,
+)
 
 
 def square(colour: tuple[int, int, int] = (200, 150, 100), low: int = 8, high: int = 24) -> np.ndarray:
@@ -46,11 +54,19 @@ def test_the_object_is_judged_and_not_the_hidden_colour_around_it() -> None:
 
 def test_gates_can_be_opened() -> None:
     assert code_of(square((180, 0, 181)), Gates(max_magenta=1.0)) == ""
-    assert code_of(square(low=0, high=16), Gates(touching_edge=True)) == ""
+    assert code_of(square(low=0, high=16), Gates(max_edge=1.0)) == ""
+
+
+def test_a_corner_that_touches_the_frame_passes_unless_told_otherwise() -> None:
+    pixels = square()
+    pixels[8:24, 24:31] = pixels[9, 9]
+    pixels[12:14, 31] = pixels[9, 9]
+    assert code_of(pixels) == ""
+    assert code_of(pixels, Gates(max_edge=0.0)) == "edge"
 
 
 def test_impossible_gates_are_refused() -> None:
-    with pytest.raises(ValueError, match="min_coverage=0.96"):
+    with pytest.raises(ValueError, match=r"min_coverage=0\.96"):
         Gates(min_coverage=0.96)
 
 

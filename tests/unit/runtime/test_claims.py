@@ -39,7 +39,8 @@ def test_of_many_threads_one_gets_each_item(tmp_path: Path) -> None:
     workers = [claims(tmp_path, str(i)) for i in range(8)]
     won: list[str] = []
     threads = [
-        threading.Thread(target=lambda w=w: won.extend(k for k in map(str, range(20)) if w.claim(k))) for w in workers
+        threading.Thread(target=lambda w=w: won.extend(k for k in map(str, range(20)) if w.claim(k)))
+        for w in workers
     ]
     for thread in threads:
         thread.start()
@@ -62,7 +63,9 @@ def test_a_process_that_got_the_number_of_a_dead_one_does_not_keep_its_claim(tmp
     assert claims(tmp_path).claim("x")
 
 
-def test_a_silent_holder_elsewhere_is_robbed_after_a_while_and_knows_it(tmp_path: Path, clock: list[float]) -> None:
+def test_a_silent_holder_elsewhere_is_robbed_after_a_while_and_knows_it(
+    tmp_path: Path, clock: list[float]
+) -> None:
     far, near = claims(tmp_path, host="elsewhere"), claims(tmp_path)
     assert far.claim("x")
     assert not near.claim("x")
