@@ -149,6 +149,14 @@ def test_what_files_hold_cannot_become_markup(run: Path) -> None:
     assert "&lt;fast&gt;" in html
 
 
+def test_text_that_is_no_unicode_is_shown_as_far_as_it_goes(run: Path) -> None:
+    outcome(run, 2, "crashed", 50, 80, 70, message="bad byte \ud800 here")
+    (run / "samples" / "caf\udce9.png").write_bytes(b"x")  # the byte 0xe9 alone: Latin-1
+    links, html = parsed(run)
+    assert "bad byte ? here" in html
+    assert "./samples/caf%E9.png" in links.targets
+
+
 def test_a_sample_name_cannot_end_the_script(run: Path) -> None:
     (run / "samples" / "x'\"<img src=q>-1.png").write_bytes(b"")
     (run / "samples" / "x'\"<img src=q>-2.png").write_bytes(b"")

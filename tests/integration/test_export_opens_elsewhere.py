@@ -1,0 +1,94 @@
+"""What we export, opened by a program we did not write."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from get3d_cluster.export.atlas import textured_mesh
+from get3d_cluster.export.files import write_glb, write_obj
+from get3d_cluster.export.mesh import TexturedMesh
+from get3d_cluster.export.pictures import shade
+from get3d_cluster.get3d.camera import camera_position, clip_matrices
+from get3d_cluster.get3d.raster import render_surface
+
+BLENDER_PYTHON = Path(__file__).parents[2] / ".venv-render" / "bin" / "python"
+
+LOOK = """
+import json, sys
+import bpy
+bpy.ops.wm.read_factory_settings(use_empty=True)
+path = sys.argv[1]
+if path.endswith(".glb"):
+    bpy.ops.import_scene.gltf(filepath=path)
+else:
+    bpy.ops.wm.obj_import(filepath=path, forward_axis="NEGATIVE_Z", up_axis="Y")
+(shape,) = [o for o in bpy.data.objects if o.type == "MESH"]
+mesh = shape.data
+image = next(n.image for m in mesh.materials for n in m.node_tree.nodes if n.type == "TEX_IMAGE")
+width, height = image.size
+pixels = image.pixels[:]
+layer = mesh.uv_layers[0].data
+faces = []
+for face in mesh.polygons:
+    u = sum(layer[k].uv[0] for k in face.loop_indices) / 3
+    v = sum(layer[k].uv[1] for k in face.loop_indices) / 3
+    at = 4 * (int(v * height) * width + int(u * width))
+    to_world = shape.matrix_world
+    faces.append([list(to_world @ face.center), list(to_world.to_3x3() @ face.normal), pixels[at:at + 3]])
+print("FOUND " + json.dumps({"size": [width, height], "faces": faces}))
+"""
+
+
+def _by_place(points: torch.Tensor) -> torch.Tensor:
+    return points / 0.8 + 0.5
+
+
+@pytest.fixture(scope="module")
+def mesh() -> TexturedMesh:
+    sphere = trimesh.creation.icosphere(2, radius=0.4)
+    vertices, faces = np.asarray(sphere.vertices, np.float32), np.asarray(sphere.faces, np.int32)
+    return textured_mesh(vertices, faces, _by_place, size=256)
+
+
+@pytest.mark.blender
+@pytest.mark.parametrize("kind", ["glb", "obj"])
+def test_blender_finds_shape_texture_and_colours_in_place(
+    mesh: TexturedMesh, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "shape.glb"
+    if kind == "glb":
+        write_glb(path, mesh)
+    else:
+        path = write_obj(tmp_path, "shape", mesh)
+    command = [BLENDER_PYTHON, "-c", LOOK, path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert lines, done.stdout + done.stderr
+    found = json.loads(lines[0].removeprefix("FOUND "))
+    assert found["size"] == [256, 256]
+    assert len(found["faces"]) == len(mesh.faces)
+    centres, normals, colours = (np.array([face[k] for face in found["faces"]]) for k in range(3))
+    # Blender is Z up: its (x, y, z) is our (x, z, -y)
+    ours = np.stack([centres[:, 0], centres[:, 2], -centres[:, 1]], axis=1)
+    assert np.abs(colours - (ours / 0.8 + 0.5)).max() < 0.03
+    assert (normals * centres).sum(axis=1).min() > 0
+
+
+def test_no_face_of_a_convex_shape_is_seen_from_behind() -> None:
+    sphere = trimesh.creation.icosphere(3, radius=0.45)
+    vertices, faces = np.asarray(sphere.vertices, np.float32), np.asarray(sphere.faces, np.int32)
+    azimuth, polar = torch.tensor([0.0, 1.1, 2.6, 4.4]), torch.tensor([0.4, 1.2, 1.5, 2.7])
+    surface = render_surface(
+        torch.from_numpy(vertices), torch.from_numpy(faces), clip_matrices(azimuth, polar), (96, 96)
+    )
+    ids = surface.frag.tri_id.numpy()
+    picture = shade(vertices, faces, ids, camera_position(azimuth, polar).numpy())
+    assert (picture[..., 3] == (ids > 0)).all()
+    red, _, blue = picture[..., :3][ids > 0].T
+    assert (ids > 0).mean() > 0.2
+    assert (red < blue).all()
