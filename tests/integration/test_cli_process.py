@@ -1,0 +1,75 @@
+"""The command line as a process: fast, without torch, silent when its reader leaves."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from get3d_cluster.core.job import JobSpec
+from get3d_cluster.runtime.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+def make_runs(runs: Path, count: int) -> None:
+    for number in range(count):
+        run = RunFolder(runs / f"run{number:04d}")
+        run.path.mkdir(parents=True)
+        run.write_spec(JobSpec(name=run.name, job="train", kind="steps", created="now"))
+        run.config_path.write_text("{}\n")
+        (run.new_attempt())
+        run.log_path(1, 0).write_text("a line of the log\n" * 20_000)
+
+
+def test_status_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    make_runs(tmp_path, 5)
+    program = (
+        "import sys; from get3d_cluster.cli.entry import run\n"
+        f"code = run(['status', '--runs', {str(tmp_path)!r}])\n"
+        "heavy = {'torch', 'numba', 'numpy', 'scipy', 'matplotlib', 'submitit'} & set(sys.modules)\n"
+        "sys.exit(code or bool(heavy) and str(heavy))"
+    )
+    best_s = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        best_s = min(best_s, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import json, yaml, rich.table"], cwd=ROOT, check=True)
+    yardstick_s = time.perf_counter() - start
+    assert best_s < max(0.5, 8 * yardstick_s)
+
+
+@pytest.mark.parametrize("verb", ["status", "logs"])
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path, verb: str) -> None:
+    make_runs(tmp_path, 3)
+    words = f"{sys.executable} launch.py {verb} {'run0000' if verb == 'logs' else ''} --runs {tmp_path}"
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | head -1; echo codes ${{PIPESTATUS[0]}}"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in (("codes 141",) if verb == "logs" else ("codes 0", "codes 141"))
+
+
+def test_exit_codes_reach_the_shell() -> None:
+    assert launch("--help").returncode == 0
+    assert launch("submit", "no_such_job").returncode == 2
+    assert launch("no_such_verb").returncode == 2

@@ -1,0 +1,238 @@
+"""config, logs, checkpoints, doctor and errors, as a person meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from get3d_cluster.cli import app as app_module
+from get3d_cluster.cli import attached, doctor, logs
+from get3d_cluster.cli.entry import run as command
+from get3d_cluster.core.job import Cause, JobSpec, Outcome
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers import SCHEDULERS
+from get3d_cluster.schedulers.base import Standing
+from tests.jobs_for_tests.fake_scheduler import FakeScheduler
+
+JOB = "tests.jobs_for_tests.tiny"
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeScheduler.reset()
+    monkeypatch.setitem(SCHEDULERS, "local", "tests.jobs_for_tests.fake_scheduler:FakeScheduler")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "runs" / "a")
+    made.path.mkdir(parents=True)
+    made.write_spec(JobSpec(name="a", job=JOB, kind="steps", created="now"))
+    made.config_path.write_text("{}\n")
+    return made
+
+
+def attempt(run: RunFolder, texts: list[str], cause: Cause | None = None) -> int:
+    number = run.new_attempt()
+    for rank, text in enumerate(texts):
+        run.log_path(number, rank).write_bytes(text.encode())
+    if cause:
+        run.write_outcome(Outcome(attempt=number, cause=cause, exit_code=0, seconds=5, saved_step=7))
+    return number
+
+
+def test_every_key_is_listed_with_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["config", JOB, "nodes=4", "synset=02958343"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["seed"].strip().split(None, 3) == ["seed", "0", "int", "Decides every random number."]
+    assert lines["resources.nodes"].split()[:4] == ["resources.nodes", "4", "1", "int"]
+    assert "(*) Steps to do." in lines["num_steps"]
+    assert command(["config", JOB, "--json", "nodes=4"]) == 0
+    keys = {key["key"]: key for key in json.loads(capsys.readouterr().out)}
+    assert (keys["resources.nodes"]["value"], keys["resources.nodes"]["default"]) == (4, 1)
+    assert keys["synset"]["value"] == "03001627"
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        (["sumbit"], "No such command 'sumbit'", "see: python launch.py --help"),
+        (["submit"], "Missing argument", "see: python launch.py submit --help"),
+        (["submit", JOB, "--frob"], "No such option: --frob", "see: python launch.py submit --help"),
+        (["submit", "trian"], "there is no job trian", "jobs are: "),
+        (
+            ["submit", JOB, "sed=3"],
+            "unknown key sed; the nearest is seed",
+            f"all keys: python launch.py config {JOB}",
+        ),
+        (["submit", JOB, "seed"], "'seed' is no setting", "write key=value"),
+        (["submit", JOB, "--config", "nothing"], "there is no configuration nothing", "give a path"),
+        (["submit", JOB, "--cluster", "moon"], "scheduler='moon'", "choose one of"),
+        (["logs", "nothing"], "there is no run nothing", "there are no runs"),
+        (
+            ["logs", "x", "--attempt", "one"],
+            "Invalid value for '--attempt'",
+            "see: python launch.py logs --help",
+        ),
+        (
+            ["resume", "--cause", "boredom"],
+            "Invalid value for '--cause'",
+            "see: python launch.py resume --help",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_at_most_three_lines(
+    words: list[str], first: str, second: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert command(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) <= 3
+    assert lines[0].startswith(first)
+    assert lines[-1].startswith(second)
+    assert command([*words, "--debug"]) == 2
+    assert first in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> None:
+        raise ZeroDivisionError("our own")
+
+    monkeypatch.setattr(app_module.doctor, "checks", broken)
+    assert command(["doctor"]) == 1
+    assert "ZeroDivisionError: our own" in capsys.readouterr().err
+
+
+def test_every_verb_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["--help"]) == 0
+    top = capsys.readouterr().out
+    verbs = [
+        found.name or found.callback.__name__
+        for found in app_module.app.registered_commands
+        if found.callback
+    ]
+    assert len(verbs) >= 12
+    for verb in verbs:
+        assert f" {verb} " in top
+        assert command([verb, "--help"]) == 0
+        assert f"python launch.py {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_logs_are_stitched_over_attempts_and_ranks(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt(run, ["one\n", "two\nthree"], Cause.PREEMPTED)
+    attempt(run, ["four\n"])
+    words = ["logs", "a", "--runs", str(run.path.parent)]
+    assert command(words) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "=== attempt 1: preempted after 5 s, saved step 7 ===", "[rank 0] one", "[rank 1] two", "[rank 1] three",
+        "=== attempt 2 ===", "four",
+    ]  # fmt: skip
+    assert command([*words, "--attempt", "1", "--rank", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["two", "three"]
+    for wrong, hint in (
+        (["--attempt", "3"], "attempts are 1 to 2"),
+        (["--attempt", "2", "--rank", "1"], "ranks are: 0"),
+    ):
+        assert command([*words, *wrong]) == 2
+        assert hint in capsys.readouterr().err
+
+
+def test_following_hands_out_whole_lines_and_later_attempts(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "POLL_S", 0.0)
+    attempt(run, ["a\nhal"])
+    script = iter(["more", "later", "end"])
+
+    def is_over() -> bool:
+        match next(script):
+            case "later":
+                with run.log_path(1, 0).open("a") as file:
+                    file.write("f\n")
+                attempt(run, ["b"])
+            case "end":
+                return True
+        return False
+
+    lines = list(logs.followed(run, logs.Selection(), is_over))
+    assert lines == ["=== attempt 1 ===", "a", "half", "=== attempt 2 ===", "b"]
+
+
+def test_a_damaged_checkpoint_is_listed_and_ends_with_its_code(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from get3d_cluster.runtime import checkpoint
+
+    def listed(_: RunFolder, *, verify: bool) -> list[checkpoint.CheckpointInfo]:
+        values = {"epoch": 1, "images": 2, "num_bytes": 1500, "t": 0.0, "digest": "ab" * 16}
+        states = [(5, "damaged", "G.safetensors: digest differs"), (9, "ok", "")] if verify else []
+        return [checkpoint.CheckpointInfo(step=s, state=state, problem=p, **values) for s, state, p in states]
+
+    monkeypatch.setattr(checkpoint, "list_checkpoints", listed)
+    words = ["checkpoints", "a", "--runs", str(run.path.parent)]
+    assert command(words) == 0
+    assert "no checkpoint yet" in capsys.readouterr().out
+    assert command([*words, "--verify"]) == 6
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split()[:5] == ["5", "1", "2", "1.5", "kB"]
+    assert "step 5" in err
+    assert "9" not in err
+
+
+def test_ldconfig_is_read_for_blenders_libraries() -> None:
+    lines = [f"\t{library} (libc6,x86-64) => /lib/{library}" for library in doctor.BLENDER_LIBRARIES]
+    assert doctor._libraries("\n".join(lines)).state == "ok"
+    missing = doctor._libraries("\n".join(lines[:-1]))
+    assert missing.state == "warn"
+    assert missing.what_to_do.endswith("apt install --no-install-recommends libgl1")
+    assert doctor._libraries("").state == "warn"
+
+
+def test_doctor_fails_only_for_what_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 0)
+    assert command(["doctor", "--runs", str(tmp_path / "runs"), "--json"]) == 0
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert found["python"]["state"] == "ok"
+    assert all(check["what_to_do"] for check in found.values() if check["state"] != "ok")
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    assert command(["doctor", "--runs", str(tmp_path / "runs")]) == 2
+    assert "pip install -r requirements.txt" in capsys.readouterr().out
+
+
+def test_staying_with_a_run_suspends_on_the_first_interrupt(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = attempt(run, ["x"])
+    FakeScheduler.standings["a"] = Standing(state="running")
+    pauses = iter([None, KeyboardInterrupt, None, KeyboardInterrupt])
+
+    def sleep(_: float) -> None:
+        if (pause := next(pauses, None)) is not None:
+            if FakeScheduler.calls:
+                outcome = Outcome(
+                    attempt=number, cause=Cause.SUSPENDED, exit_code=75, message="saved at step 7"
+                )
+                run.write_outcome(outcome)
+            raise pause
+
+    def stop(self: FakeScheduler, run: RunFolder, cause: Cause, *, now: bool = False) -> None:
+        self.calls.append(("stop", run.name, str(cause), now))
+        if now:
+            self.standings.clear()
+
+    monkeypatch.setattr(FakeScheduler, "stop", stop)
+    monkeypatch.setattr(attached.time, "sleep", sleep)
+    assert attached.stay(run, FakeScheduler()) == 75
+    assert FakeScheduler.calls == [("stop", "a", "suspended", False), ("stop", "a", "suspended", True)]
+    out = capsys.readouterr().out
+    assert f"python launch.py resume {run.path}" in out
+    assert "SUSPENDED" in out.splitlines()[-1]
