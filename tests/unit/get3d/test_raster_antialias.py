@@ -119,6 +119,21 @@ def test_a_straight_edge_gives_the_covered_fraction_exactly(
     assert_close(image, expected, atol=1e-12, rtol=0)
 
 
+@each_backend
+def test_triangles_of_no_area_along_the_outline_do_not_hide_it(backend: str) -> None:
+    """A closed pillow, front and back alike, whose right seam is a strip of two triangles without area."""
+    size = (8, 8)
+    square = rectangle(-2, -3, 4.3, 11)
+    pos = flat([*square, square[1], square[2]], size)[None]
+    tri = torch.tensor(
+        [[0, 1, 2], [0, 2, 3], [0, 5, 4], [0, 3, 5], [1, 4, 5], [1, 5, 2]],  # front, back, strip
+        dtype=torch.int32,
+    )
+    assert topology(tri, 6, backend=backend).twin.min() >= 0
+    line = torch.tensor([1.0, 1, 1, 1, 0.3, 0, 0, 0], dtype=torch.float64)
+    assert_close(mask(pos, tri, size, backend=backend)[0], line.expand(8, 8), atol=1e-12, rtol=0)
+
+
 def test_a_slanted_triangle_has_its_area_and_the_gradient_of_its_area() -> None:
     points = torch.tensor([[5.3, 7.1], [55.2, 14.8], [21.7, 49.4]], dtype=torch.float64, requires_grad=True)
     clip = torch.cat([points / 64 * 2 - 1, torch.zeros(3, 1), torch.ones(3, 1)], dim=1)[None]
