@@ -4,17 +4,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from get3d_cluster.config import find_job, load, save_text
 from get3d_cluster.core.job import JobSpec
-from get3d_cluster.runtime.env import WorkerEnv, child_environment, worker_variables
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.simulate import start_workers
 
-ROOT = Path(__file__).parents[1]
 PLAIN = "tests.plain.job"
 
 
@@ -30,15 +28,7 @@ def make_run(path: Path, job: str = PLAIN, *overrides: str) -> RunFolder:
 
 def start(run: RunFolder, world_size: int = 1) -> list[subprocess.Popen]:
     """Start all workers of the next attempt, each with a log file in the attempt's folder."""
-    attempt = run.new_attempt()
-    workers = []
-    for rank in range(world_size):
-        env = WorkerEnv(rank=rank, local_rank=rank, world_size=world_size, attempt=attempt)
-        with run.log_path(attempt, rank).open("w") as log:
-            command = [sys.executable, "-m", "get3d_cluster.worker", str(run.path)]
-            variables = child_environment(worker_variables(env, cpus=1))
-            workers.append(subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log))
-    return workers
+    return start_workers(run, world_size)
 
 
 def wait(workers: list[subprocess.Popen], timeout_s: float = 90) -> list[int]:
@@ -58,7 +48,9 @@ def wait_for_step(run: RunFolder, step: int, timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
-def stop(workers: list[subprocess.Popen], number: int = signal.SIGTERM, ranks: list[int] | None = None) -> None:
+def stop(
+    workers: list[subprocess.Popen], number: int = signal.SIGTERM, ranks: list[int] | None = None
+) -> None:
     for rank in range(len(workers)) if ranks is None else ranks:
         os.kill(workers[rank].pid, number)
 
@@ -76,4 +68,6 @@ def final_digest(run: RunFolder) -> str:
 
 
 def logs(run: RunFolder) -> str:
-    return "\n".join(f"== {path}\n{path.read_text()[-3000:]}" for path in sorted(run.attempts_dir.glob("*/*.log")))
+    return "\n".join(
+        f"== {path}\n{path.read_text()[-3000:]}" for path in sorted(run.attempts_dir.glob("*/*.log"))
+    )
