@@ -125,10 +125,9 @@ def test_triangles_of_no_area_along_the_outline_do_not_hide_it(backend: str) -> 
     size = (8, 8)
     square = rectangle(-2, -3, 4.3, 11)
     pos = flat([*square, square[1], square[2]], size)[None]
-    tri = torch.tensor(
-        [[0, 1, 2], [0, 2, 3], [0, 5, 4], [0, 3, 5], [1, 4, 5], [1, 5, 2]],  # front, back, strip
-        dtype=torch.int32,
-    )
+    front, back = [[0, 1, 2], [0, 2, 3]], [[0, 5, 4], [0, 3, 5]]
+    strip, its_ends = [[1, 4, 5], [1, 5, 2]], [[0, 4, 1], [2, 5, 3]]
+    tri = torch.tensor([*front, *back, *strip, *its_ends], dtype=torch.int32)
     assert topology(tri, 6, backend=backend).twin.min() >= 0
     line = torch.tensor([1.0, 1, 1, 1, 0.3, 0, 0, 0], dtype=torch.float64)
     assert_close(mask(pos, tri, size, backend=backend)[0], line.expand(8, 8), atol=1e-12, rtol=0)
