@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from get3d_cluster.config import find_job, read_run_config
-from get3d_cluster.core.job import Cause, Outcome
+from get3d_cluster.core.job import Cause, Outcome, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.dist.group import Group, SoloGroup, meet
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
@@ -194,7 +194,7 @@ class _Worker:
         if self._lease:
             self._lease.release()
         self._notices.ignore()
-        decision = after_attempt(self._run.outcomes(), self._config.retry)
+        decision = after_attempt(self._run.outcomes(), getattr(self._config, "retry", RetryConfig()))
         if decision.action is Action.REQUEUE and self._env.attempt:
             open_scheduler(self._spec.scheduler).requeue(self._run, self._config.resources, decision.delay_s)
 
