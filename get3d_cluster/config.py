@@ -98,6 +98,18 @@ def read_section(section_class: type[ConfigT], path: Path, name: str) -> ConfigT
     return _load(section_class, [_Setting(key, raw, f"{path}: {name}.") for key, raw in values.items()])
 
 
+def anchored(config: ConfigT, folder: Path) -> ConfigT:
+    """Return ``config`` with every relative path taken from ``folder``: workers compute in another one."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cast(Any, config)):
+        value = getattr(config, field.name)
+        if isinstance(value, Path):
+            values[field.name] = folder / value
+        elif dataclasses.is_dataclass(value):
+            values[field.name] = anchored(value, folder)
+    return cast(ConfigT, dataclasses.replace(cast(Any, config), **values))
+
+
 def save_text(config: Any) -> str:
     """Return all resolved values as YAML that ``load`` turns back into an equal configuration."""
     return yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
@@ -422,8 +434,8 @@ def _convert(hint: Any, raw: Any) -> Any:
         return _convert_tuple(typing.get_args(hint), raw)
     if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         return _convert_float(raw)
-    if hint is str:
-        return _convert_text(raw)
+    if hint in (str, Path):
+        return _convert_text(raw) if hint is str else _convert_path(raw)
     if (
         hint in (type(None), bool, int)
         and isinstance(raw, hint)
@@ -473,6 +485,12 @@ def _convert_text(raw: Any) -> str:
     return text
 
 
+def _convert_path(raw: Any) -> Path:
+    if not (text := _convert_text(raw)):
+        raise _MismatchError
+    return Path(text)
+
+
 def _convert_float(raw: float) -> float:
     try:
         value = float(raw)
@@ -483,8 +501,15 @@ def _convert_float(raw: float) -> float:
     return value
 
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-_TYPE_TEXTS = {type(None): "null"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+_TYPE_TEXTS = {type(None): "null", Path: "path"}
 
 
 def _expected(hint: Any) -> str:
@@ -562,6 +587,8 @@ def _prefixed(config_class: type[Any], prefix: str, message: str) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return plain(value)
+    if isinstance(value, Path):
+        return str(value)
     return [_plain(element) for element in value] if isinstance(value, tuple | list) else value
 
 

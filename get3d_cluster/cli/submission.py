@@ -18,6 +18,7 @@ from get3d_cluster.cli.snapshot import write_snapshot
 from get3d_cluster.config import (
     Difference,
     JobModule,
+    anchored,
     differences,
     find_job,
     job_configs_dir,
@@ -92,7 +93,7 @@ def prepare(request: Request) -> Prepared:
     """
     job = find_job(request.job)
     file = config_file(request.file) if request.file else None
-    config = load(job.Config, file, request.overrides)
+    config = anchored(load(job.Config, file, request.overrides), Path.cwd())
     name = check_name(request.name or (file.stem if file else request.job.rpartition(".")[2]))
     run = RunFolder(request.runs_dir / name)
     spec = _spec_of(run, request.job)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 
 from get3d_cluster.config import (
+    anchored,
     differences,
     find_job,
     flat,
@@ -60,6 +61,8 @@ class Config(Parent):
     level: Literal[1, 2] = 1
     batch: int = field(default=4, metadata={"changeable": True})
     grid: tuple[tuple[int, int], ...] = ()
+    out: Path = Path("a")
+    backup: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,25 @@ def test_ids_in_a_list_stay_text(tmp_path: Path) -> None:
     assert read("synsets:\n- 03001627\n- 02958343\n- 3790512\n", tmp_path).synsets == ids
 
 
+def test_paths_are_paths() -> None:
+    config = load(Config, None, ["out=03001627/x", "backup=1.10"])
+    assert (config.out, config.backup) == (Path("03001627/x"), Path("1.10"))
+    assert {key.path: key.type_text for key in keys(Config)}["backup"] == "path | null"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithSection:
+    config: Config = field(default_factory=Config)
+    data: Path
+
+
+def test_relative_paths_are_taken_from_where_the_command_was_given() -> None:
+    given = WithSection(config=Config(out=Path("x"), seed=4), data=Path("/abs"))
+    found = anchored(given, Path("/home/me"))
+    assert (found.config.out, found.data, found.config.backup) == (Path("/home/me/x"), Path("/abs"), None)
+    assert found.config.seed == 4
+
+
 def test_numbers_written_as_people_write_them() -> None:
     config = load(
         Config, None, ["optim.lr=2e-3", "optim.betas=[0, .9]", "optim.clip=3", "seed=-5", "grid=[[1,2]]"]
@@ -139,6 +161,7 @@ def test_numbers_written_as_people_write_them() -> None:
      ("optim=3", "a section"), ("optim=null", "a section"), ("verbose=1", "true or false"), ("verbose=yes", "true or"),
      ("level=true", "one of 1, 2"), ("level=1.0", "one of 1, 2"), ("name=true", "text"), ("name=null", "text"),
      ("name=[a]", "text"), ("name=???", "text"), ("synsets=a", "a list"), ("synsets=[[a]]", "a list"),
+     ("out=", "a path"), ("out=true", "a path"), ("backup=[a]", "a path or null"),
      ("optim.clip=high", "a number or null"), ("optim.betas={a: 1}", "a list of 2")],
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused_with_key_value_and_type(override: str, expected: str) -> None:
@@ -258,6 +281,8 @@ configs = st.builds(
         betas=st.tuples(st.floats(allow_nan=False), st.floats(allow_nan=False)),
         clip=st.none(),
     ),
+    out=st.sampled_from([Path("03001627"), Path("/a b/c"), Path("1e5/off")]),
+    backup=st.none() | st.just(Path("null")),
     second=st.none() | st.just(Optim(lr=1e22)),
 )
 
