@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from get3d_cluster.get3d.config import DiscriminatorConfig, MappingConfig
-from get3d_cluster.get3d.discriminator import Discriminator, Head
-from get3d_cluster.get3d.ops import Conv
+from get3d_cluster.get3d.discriminator import Discriminator, Head, ResidualBlock, SkipBlock
+from get3d_cluster.get3d.ops import Conv, downsample
 
 SMALL = DiscriminatorConfig(
     image_size_px=16,
@@ -114,6 +115,16 @@ def test_a_batch_of_two_groups_gives_the_logits_of_each(config: DiscriminatorCon
     for part in (0, 1):
         alone = discriminator(image[part::2], cameras[part::2])
         assert torch.allclose(both.rgb[part::2], alone.rgb, atol=1e-4)
+
+
+@pytest.mark.parametrize("resampling", ["fir", "average"])
+def test_a_residual_block_is_the_sum_of_two_halves_of_the_variance(resampling: str) -> None:
+    block = ResidualBlock(replace(SMALL, resampling=resampling), 16)
+    plain = SkipBlock(replace(SMALL, resampling=resampling), 16)
+    plain.load_state_dict(block.state_dict(), strict=False)
+    x = torch.randn(2, 4, 16, 16)
+    around = F.conv2d(downsample(x, fir=resampling == "fir"), block.around.weight / 2)  # 1 / sqrt(4 inputs)
+    assert torch.allclose(block(x), 0.5**0.5 * (plain(x) + around), atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet"])

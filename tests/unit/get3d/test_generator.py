@@ -102,6 +102,34 @@ def test_the_mean_of_mixed_styles_is_that_of_the_first(small: Generator) -> None
     assert torch.equal(small.w_mean(small.mix(a, b, 1, 1)), small.w_mean(a))
 
 
+def moved(w: Tensor, slot: int) -> Tensor:
+    w = w.clone()
+    w[:, slot] += 1
+    return w
+
+
+def test_the_last_slots_modulate_the_fields_and_not_the_planes(small: Generator) -> None:
+    base = latents_of(small)
+    old = small.shapes(base)
+    for slot in (-2, -1):
+        new = small.shapes(Latents(geo=moved(base.geo, slot), tex=moved(base.tex, slot)))
+        assert torch.equal(new.planes.geo, old.planes.geo)
+        assert torch.equal(new.planes.tex, old.planes.tex)
+        assert not torch.allclose(new.sdf, old.sdf)
+        assert not torch.allclose(new.deformation, old.deformation)
+
+
+def test_the_colour_layer_obeys_the_very_last_texture_slot(small: Generator) -> None:
+    base, point = latents_of(small), (torch.tensor([0]), torch.tensor([[0.1, 0.2, 0.1]]))
+    with torch.no_grad():
+        for layer in small.texture_field.layers:
+            layer.affine.weight.zero_()  # now the style reaches the colour layer only
+    old = small.colours(small.planes(base), base, *point)
+    for slot, changes in ((-2, False), (-1, True)):
+        new = Latents(geo=base.geo, tex=moved(base.tex, slot))
+        assert torch.allclose(small.colours(small.planes(new), new, *point), old) != changes
+
+
 # Geometry
 
 
