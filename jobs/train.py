@@ -42,7 +42,9 @@ def make(config: Config, session: Session) -> Work:
 
     torch.set_num_threads(session.resources.cpus_per_worker)
     torch.use_deterministic_algorithms(mode=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for bugs that costs a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a check for bugs that costs a pass over memory
+    )
     folder, size = Path(config.data.path), config.generator.render.image_size_px
     dataset = ImageDataset(folder, size, config.data.mask, device=session.device)
     shown = watches(config, session, dataset, PackedImages(folder).samples) if session.rank == 0 else []

@@ -10,7 +10,16 @@ from PIL import Image
 
 from get3d_cluster import config as configuration
 from get3d_cluster.core.job import Resources
-from get3d_cluster.data.format import INDEX_NAME, Index, Member, Sample, Shard, digest_of, index_bytes, write_shard
+from get3d_cluster.data.format import (
+    INDEX_NAME,
+    Index,
+    Member,
+    Sample,
+    Shard,
+    digest_of,
+    index_bytes,
+    write_shard,
+)
 from get3d_cluster.dist.group import Group, SoloGroup
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.notices import Notices
@@ -22,13 +31,15 @@ CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 NUM_MODELS, NUM_VIEWS = 5, 4
 
 
-def dataset(folder: Path, *, size: int = 16, tint: int = 0) -> Path:
+def dataset(folder: Path, *, size: int = 8, tint: int = 0) -> Path:
     """Pack discs of several sizes and colours, seen from all around."""
     folder.mkdir(parents=True)
     views = [(model, view) for model in range(NUM_MODELS) for view in range(NUM_VIEWS)]
     keys = [f"02958343/{model:04d}/{view:03d}" for model, view in views]
     pictures = [_disc(size, model, view, tint) for model, view in views]
-    data, places = write_shard(Member(name=f"{key}.png", data=png) for key, png in zip(keys, pictures, strict=True))
+    data, places = write_shard(
+        Member(name=f"{key}.png", data=png) for key, png in zip(keys, pictures, strict=True)
+    )
     (folder / "shard-00000.tar").write_bytes(data)
     samples = tuple(
         _sample(key, place, png, view)

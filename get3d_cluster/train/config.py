@@ -43,7 +43,9 @@ class BatchConfig:
     def __post_init__(self) -> None:
         for name in ("num_shards", "shard_size"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least 1", f"set {name} to 1 or more")
+                raise UsageError(
+                    f"{name}={getattr(self, name)} must be at least 1", f"set {name} to 1 or more"
+                )
 
     @property
     def size(self) -> int:

@@ -1,7 +1,7 @@
 """The running average of the generator's weights. Source: Karras et al. 2018; the ramp-up is StyleGAN2's."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from get3d_cluster.train.config import AverageConfig
 
@@ -21,8 +21,9 @@ def decay(config: AverageConfig, images_seen: int, batch_size: int) -> float:
 @torch.no_grad()
 def update(average: nn.Module, model: nn.Module, beta: float) -> None:
     """Move the parameters of ``average`` towards those of ``model``; copy the buffers."""
-    mine, theirs = list(average.parameters()), list(model.parameters())
-    torch._foreach_lerp_(mine, theirs, 1.0 - beta)  # noqa: SLF001  the one way to move all at once; torch's own optimizers use it
+    mine: list[Tensor] = list(average.parameters())
+    theirs: list[Tensor] = list(model.parameters())
+    torch._foreach_lerp_(mine, theirs, 1.0 - beta)
     saved = model.state_dict()
     for name, buffer in average.named_buffers():
         if name in saved:  # the others are functions of the config

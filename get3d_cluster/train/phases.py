@@ -96,9 +96,7 @@ def generate(generator: Generator, config: TrainerConfig, shard: Shard, streams:
     samples = shard.samples(generator.w_avg_geo.device)
     first = generator.map(*_latents(generator, shard, samples, streams.geo, streams.tex))
     mixed = _mixed(generator, config.loss.mixing_probability, shard, samples, streams, first)
-    cameras = draw_cameras(
-        shard.seed, shard.step, streams.camera, samples, config.data.elevation_range_deg
-    )
+    cameras = draw_cameras(shard.seed, shard.step, streams.camera, samples, config.data.elevation_range_deg)
     rendered = generator.render(mixed, cameras)
     return Fakes(
         image=rendered.image,
@@ -109,9 +107,7 @@ def generate(generator: Generator, config: TrainerConfig, shard: Shard, streams:
     )
 
 
-def generator_shard(
-    discriminator: Discriminator, config: LossConfig, fakes: Fakes
-) -> tuple[Tensor, Tensor]:
+def generator_shard(discriminator: Discriminator, config: LossConfig, fakes: Fakes) -> tuple[Tensor, Tensor]:
     """Return the generator's loss for a shard and ``GENERATOR_NUMBERS``."""
     logits = discriminator(fakes.image, fakes.cameras)
     loss = generator_loss(logits)

@@ -128,9 +128,7 @@ def random_images(
     """Render ``count`` random shapes from random cameras, averaged down to ``longest_px``."""
     device, images = generator.w_avg_geo.device, []
     for samples in torch.arange(count, device=device).split(batch):
-        cameras = draw_cameras(
-            key_of("measure", str(seed)), 0, Phase.CAMERA, samples, elevation_range_deg
-        )
+        cameras = draw_cameras(key_of("measure", str(seed)), 0, Phase.CAMERA, samples, elevation_range_deg)
         latents = latents_of(generator, "measure", seed, samples)
         images.append(shrunk(generator.render(latents, cameras).image, longest_px))
     return torch.cat(images)

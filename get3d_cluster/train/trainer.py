@@ -76,13 +76,17 @@ class Get3dTrainer:
         self._watches = watches if session.rank == 0 else ()
         self.generator, self.discriminator = networks(config, session.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
-        self._adam_g = adam(self.generator, config.optim.lr_generator, config.optim, _generator_lazy(config.optim))
+        self._adam_g = adam(
+            self.generator, config.optim.lr_generator, config.optim, _generator_lazy(config.optim)
+        )
         self._adam_d = adam(
             self.discriminator, config.optim.lr_discriminator, config.optim, config.loss.r1_interval
         )
         styles = 2 * config.generator.latent_channels
         self._reduce_g = self._reducer("generator", self.generator, len(GENERATOR_NUMBERS) + styles)
-        self._reduce_d = self._reducer("discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles)
+        self._reduce_d = self._reducer(
+            "discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles
+        )
         self._reduce_r1 = self._reducer("r1", self.discriminator, len(R1_NUMBERS))
         self.counters = Counters()
         self._rows = _Rows(session, config)
