@@ -40,7 +40,8 @@ class _Line:
 
     def end(self, row: Row) -> None:
         """Leave the final state standing, whole."""
-        say(f"\r\033[2K{one_line(row)}" if self.is_live else one_line(row))
+        if self.is_live:
+            say(f"\r\033[2K{one_line(row)}")
 
 
 def stay(run: RunFolder, scheduler: Scheduler) -> int:

@@ -172,7 +172,8 @@ def one_line(row: Row) -> str:
     """Return the progress of a run as one line, for a person who watches it."""
     percent = "" if row.percent is None else f"  {row.percent:.1f} %"
     eta = f"  {duration(row.eta_s)} left" if row.eta_s is not None else ""
-    attempt = f"  attempt {row.attempt}" if row.attempt else ""
+    named = f"attempt {row.attempt}"
+    attempt = f"  {named}" if row.attempt and named not in row.why else ""
     return (
         f"{row.name}  {row.state}  {_position(row)}{percent}{eta}{attempt}{f'  {row.why}' if row.why else ''}"
     )
@@ -211,8 +212,11 @@ def _added(text: str) -> str:
 
 
 def _eta_s(facts: Facts, step: int, num_steps: int) -> float | None:
+    """Return the seconds left. A ``steps`` run counts its active time over all attempts, one of items anew in each."""
+    is_items = facts.spec is not None and facts.spec.kind == "items"
+    done = step - (facts.outcomes[-1].saved_step if is_items and facts.outcomes else 0)
     active_s = facts.progress.get("active_s", 0.0)
-    return active_s / step * (num_steps - step) if step and active_s and num_steps else None
+    return active_s / done * (num_steps - step) if done > 0 and active_s and num_steps else None
 
 
 def _cells(row: Row) -> list[str]:

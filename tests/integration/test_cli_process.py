@@ -1,5 +1,8 @@
-"""The command line as a process: fast, without torch, silent when its reader leaves."""
+"""The command line as a process: fast, without torch, silent when its reader leaves; a real run, interrupted."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,3 +76,39 @@ def test_exit_codes_reach_the_shell() -> None:
     assert launch("--help").returncode == 0
     assert launch("submit", "no_such_job").returncode == 2
     assert launch("no_such_verb").returncode == 2
+
+
+def test_ctrl_c_suspends_and_resume_goes_on(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    environment = {**os.environ, "GET3D_QUEUE": str(tmp_path / "queue")}
+    job = "tests.jobs_for_tests.slow_items"
+    words = ["run", job, "--runs", str(runs), f"out={out}"]
+    with subprocess.Popen(
+        [sys.executable, "launch.py", *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("*"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, output
+    assert f"python launch.py resume {runs / 'slow_items'}" in output
+    run = RunFolder.open(runs / "slow_items")
+    done = len(list(out.glob("*")))
+    assert 3 <= done < 20
+    assert not run.is_done()
+
+    def state() -> str:
+        found = launch("status", "slow_items", "--runs", str(runs), "--json", env=environment)
+        return str(json.loads(found.stdout)[0]["state"])
+
+    assert state() == "SUSPENDED"
+    assert launch("resume", "--all", "--runs", str(runs), env=environment).returncode == 0
+    followed = launch("logs", "slow_items", "--runs", str(runs), "-f", env=environment)
+    assert state() == "DONE"
+    assert len(list(out.glob("*"))) == 20
+    lines = followed.stdout.splitlines()
+    assert [line for line in lines if line.startswith("item")] == [f"item {number}" for number in range(20)]
+    assert "=== attempt 1: suspended" in lines[0]
+    again = launch(*words, env=environment)
+    assert (again.returncode, "is done already" in again.stdout) == (0, True)

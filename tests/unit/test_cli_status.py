@@ -1,6 +1,7 @@
 """What `status` says of a run, as a function of its files and of the scheduler; torn files never break it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def test_a_row_counts_and_estimates() -> None:
     assert (row.preempted, row.failed, row.attempt, row.percent, row.eta_s) == (2, 1, 4, 25.0, 150.0)
     assert "RUNNING  3 / 25/100  25.0 %  2 min left  attempt 4" in one_line(row)
     assert row_of(facts(standing="running")).percent is None
+
+
+def test_items_are_timed_from_where_the_attempt_began() -> None:
+    items = replace(SPEC, kind="items")
+    progress = {"step": 25, "num_steps": 100, "active_s": 50.0}
+    before = [outcome(1, Cause.PREEMPTED, saved_step=20)]
+    row = row_of(facts(spec=items, outcomes=before, attempts=[1, 2], standing="running", progress=progress))
+    assert row.eta_s == 750.0
 
 
 def make_run(runs: Path, name: str = "a") -> RunFolder:
