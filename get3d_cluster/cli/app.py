@@ -341,7 +341,7 @@ def report(run: Run, runs_dir: RunsDir = RUNS_DIR) -> None:
 
     Example: python launch.py report car
     """
-    from get3d_cluster.report import write_report
+    from get3d_cluster.report.page import write_report
 
     say(str(write_report(runs.find_run(runs_dir, run).path)))
 
