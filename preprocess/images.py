@@ -31,7 +31,7 @@ import numpy as np
 from get3d_cluster.core.cameras import View, views_for
 from get3d_cluster.core.philox import key_of
 from get3d_cluster.errors import StorageError, UsageError
-from get3d_cluster.storage.local import sync_folder, write_atomic
+from get3d_cluster.storage.local import sync_folder
 from preprocess.quality import coverage, decode, sha256_of_pixels
 from preprocess.shapenet import LeftOut, ModelFile
 
@@ -194,7 +194,7 @@ class Tree:
         """Keep ``facts`` as ``name`` for the first caller; the later ones must bring the same. Raises: UsageError."""
         path = self.out / name
         if not path.is_file():
-            write_atomic(path, _json(facts, indent=2) + b"\n")
+            self._write(path, _json(facts, indent=2) + b"\n")
         known, ours = json.loads(path.read_bytes()), json.loads(_json(facts))
         if known != ours:
             raise UsageError(
@@ -242,28 +242,14 @@ class Tree:
 
     def put_facts(self, item: ModelFile, facts: Settings) -> None:
         """Keep what Blender said about a model until it is published."""
-        write_atomic(self._facts(item), _json(facts))
+        self._write(self._facts(item), _json(facts))
 
     def has_facts(self, item: ModelFile) -> bool:
         return self._facts(item).is_file()
 
     def put_view(self, item: ModelFile, view: int, png: bytes) -> None:
         """Keep one good view: durable and whole, or not there at all."""
-        # Written beside the model's folder: no half file can be in it when it is published.
-        aside = self.staging / ".incoming" / secrets.token_hex(8)
-        target = self._staged(item) / _name(view)
-        with _explained(target):
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with aside.open("wb") as file:
-                    file.write(png)
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(target)
-            except OSError:
-                aside.unlink(missing_ok=True)
-                raise
+        self._write(self._staged(item) / _name(view), png)
 
     def publish(self, item: ModelFile) -> bool:
         """Make a model whose views are all staged visible, by one rename.
@@ -285,16 +271,16 @@ class Tree:
             **(_read_json(self._facts(item)) or {}),
         }
         folder = self._cameras(item)
-        write_atomic(folder / "rotation.npy", _npy([view.rotation_deg for view in cameras]))
-        write_atomic(folder / "elevation.npy", _npy([view.elevation_deg for view in cameras]))
-        write_atomic(folder / "object.json", _json(facts, indent=1) + b"\n")
+        self._write(folder / "rotation.npy", _npy([view.rotation_deg for view in cameras]))
+        self._write(folder / "elevation.npy", _npy([view.elevation_deg for view in cameras]))
+        self._write(folder / "object.json", _json(facts, indent=1) + b"\n")
         self._move_images(item)
         self._facts(item).unlink(missing_ok=True)
         return True
 
     def quarantine(self, item: ModelFile, verdict: Settings) -> None:
         """Give up on a model: it is skipped until its file in ``quarantine/`` is deleted."""
-        write_atomic(self._verdict(item), _json({"config": self.digest, **verdict}, indent=1) + b"\n")
+        self._write(self._verdict(item), _json({"config": self.digest, **verdict}, indent=1) + b"\n")
         self._facts(item).unlink(missing_ok=True)
         shutil.rmtree(self._staged(item), ignore_errors=True)
         self.list_quarantined()
@@ -304,19 +290,35 @@ class Tree:
         written = None
         # Again until nothing came in between: of two workers, the one with the older list may write last.
         while (lines := self._quarantined_lines()) != written:
-            write_atomic(self.out / "quarantine.jsonl", lines)
+            self._write(self.out / "quarantine.jsonl", lines)
             written = lines
 
     def list_left_out(self, left_out: Sequence[LeftOut]) -> None:
         """Write down which folders were not even tried."""
         lines = [_json(asdict(each)) + b"\n" for each in left_out]
-        write_atomic(self.out / "left_out.jsonl", b"".join(lines))
+        self._write(self.out / "left_out.jsonl", b"".join(lines))
 
     def log(self, row: Settings) -> None:
         """Append a line to render.jsonl. For people: what counts is in the files of each model."""
         path = self.out / "render.jsonl"
         with _explained(path), path.open("ab", buffering=0) as file:
             file.write(_json(row) + b"\n")
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Replace ``path`` at once. Written aside in the staging folder: a kill leaves no stray among the images."""
+        aside = self.staging / ".incoming" / secrets.token_hex(8)
+        with _explained(path):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with aside.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(path)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
 
     def _quarantined_lines(self) -> bytes:
         paths = sorted((self.out / "quarantine").glob("*/*.json"))
@@ -354,6 +356,7 @@ class Tree:
         with _explained(target):
             for stray in _listed(staged) - self._names():
                 (staged / stray).unlink()
+            sync_folder(self._cameras(item))
             sync_folder(staged)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
