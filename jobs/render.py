@@ -31,19 +31,19 @@ GRACE_SHARE = 0.5
 class Config:
     """Render the models of a ShapeNet-like folder."""
 
-    models: str
+    models: Path
     """Folder of the models: <synset>/<model>/model.obj."""
-    out: str
+    out: Path
     """Folder of the images: img/<synset>/<model>/000.png and camera/<synset>/<model>/."""
     synsets: tuple[str, ...] = ()
-    """Categories to render, such as ["02958343"]; empty means all there are. Quote ids in YAML."""
+    """Categories to render, such as ["02958343"]; empty means all there are."""
     limit: int = 0
     """Render the first so many models of each category only; 0 means all."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """What decides the pixels."""
     gates: Gates = field(default_factory=Gates)
     """What a view must satisfy."""
-    blender: str = ".venv-render/bin/python"
+    blender: Path = Path(".venv-render/bin/python")
     """A Python that has bpy (made by `make setup`), or the program of an installed Blender 4.2 or later."""
     view_timeout_s: float = 300.0
     """Blender is killed when loading a model, or rendering a view, takes longer."""
@@ -59,10 +59,10 @@ class Config:
 
 def make(config: Config, session: Session) -> ItemWork:
     """Build the work of one worker. Raises: UsageError if there is nothing to render, or ``out`` has other images."""
-    found = find_models(Path(config.models), config.synsets)
-    program = Path(config.blender)
+    found = find_models(config.models, config.synsets)
+    program = config.blender
     check_program(program)
-    tree = Tree(Path(config.out), config.image)
+    tree = Tree(config.out, config.image)
     tree.open()
     if session.rank == 0:
         tree.list_left_out(found.left_out)

@@ -76,6 +76,8 @@ Now = Annotated[
 ]
 
 RUNS_DIR = Path("runs")
+SIMULATIONS_DIR = Path("runs") / "simulations"
+DEMO_DIR = Path("demo")
 
 
 @app.command(rich_help_panel=START)
@@ -346,6 +348,59 @@ def report(run: Run, runs_dir: RunsDir = RUNS_DIR) -> None:
     say(str(write_report(runs.find_run(runs_dir, run).path)))
 
 
+@app.command(name="simulate", rich_help_panel=CHECK)
+def rehearse(
+    job: Job,
+    overrides: Overrides = None,
+    config: ConfigFile = "",
+    stops: Annotated[int, typer.Option(help="How often the second run is stopped.")] = 3,
+    worlds: Annotated[str, typer.Option(help="Numbers of workers, one an attempt, over and over.")] = "1",
+    kill_ratio: Annotated[float, typer.Option(help="Share of the stops that are kill -9.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the moments and the signals.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Where both runs are made; emptied first.")] = SIMULATIONS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that stops change nothing: run once through, run again with stops, compare the final state.
+
+    Real workers and real signals on this machine. Ends with 6 if a bit differs.
+
+    Example: python launch.py simulate train --config tiny_cpu num_images=400 --stops 3 --worlds 2,1
+    """
+    from get3d_cluster.simulate import Plan, simulate
+
+    file = submission.config_file(config) if config else None
+    settings = configs.anchored(configs.load(configs.find_job(job).Config, file, overrides or ()), Path.cwd())
+    plan_of_stops = Plan(stops=stops, worlds=_worlds(worlds), kill_ratio=kill_ratio, seed=seed)
+    verdict = simulate(job, settings, folder / job, plan_of_stops, (lambda _: None) if as_json else say)
+    if as_json:
+        say_json(verdict)
+    else:
+        lost = sum(stop.steps_lost for stop in verdict.stops)
+        say(f"{len(verdict.stops)} stops, {lost} steps done again, {duration(verdict.seconds)}")
+        say(f"uninterrupted  {verdict.digest}")
+        say(f"interrupted    {verdict.other_digest}")
+    if not verdict.is_exact:
+        raise DifferenceError(
+            "the interrupted run ended with another state", f"compare the runs in {folder / job}"
+        )
+
+
+@app.command(name="demo", rich_help_panel=START)
+def show_demo(
+    folder: Annotated[Path, typer.Option(help="Where everything is made; emptied first.")] = DEMO_DIR,
+    num_images: Annotated[int, typer.Option("--images", help="Length of the training.")] = 13_600,
+    cars: Annotated[int, typer.Option(help="Models to learn from.")] = 48,
+    seed: Annotated[int, typer.Option(help="Of everything, and of the moment of the stop.")] = 0,
+) -> None:
+    """Go the whole way on this machine in about 15 minutes: models, Blender, training, a stop, meshes, report.
+
+    Example: python launch.py demo
+    """
+    from get3d_cluster.demo import DemoConfig, run_demo
+
+    run_demo(DemoConfig(folder=folder, num_images=num_images, cars=cars, seed=seed), console())
+
+
 @app.command(name="doctor", rich_help_panel=CHECK)
 def show_doctor(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     """Check this machine: Python, packages, disk, GPU, SLURM, Blender; say what to do about what is missing.
@@ -456,3 +511,13 @@ def _value_and_default(key: configs.Key, values: dict[str, Any]) -> tuple[str, s
 
 def _meaning(key: configs.Key) -> str:
     return f"(*) {key.meaning}" if key.changeable else key.meaning
+
+
+def _worlds(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise UsageError(f"--worlds={text} must be numbers of workers", "for example --worlds 2,1,4")
+    return found
