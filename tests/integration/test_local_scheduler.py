@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from get3d_cluster.core.job import Cause, Resources
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.schedulers import local_files, open_scheduler
 from get3d_cluster.schedulers.local import LocalScheduler
@@ -19,12 +20,15 @@ from get3d_cluster.schedulers.local_files import QueueFolder
 from get3d_cluster.schedulers.local_machine import session_members
 from tests.integration.fake_attempts import causes, ended, make_run, started, told, wait_for
 from tests.integration.scheduler_contract import LONG, SchedulerContract
+from tests.workers import PLAIN, logs, wait_for_step
+from tests.workers import make_run as make_real_run
 
 ROOT = Path(__file__).parents[2]
 QUICK_RETRY = "retry:\n  backoff_s: 0.2\n  max_crashes: 2\n"
 SUBMIT = """
 import sys; from pathlib import Path
-from get3d_cluster.core.job import Resources; from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.core.job import Resources; from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import open_scheduler
 open_scheduler("local").submit(RunFolder(Path(sys.argv[1])), Resources())
 """
@@ -359,3 +363,29 @@ def test_interpreter_that_does_not_exist_is_refused_not_retried(scheduler, tmp_p
     assert outcome.cause is Cause.REFUSED
     assert "/nonexistent/python" in outcome.message
     wait_for(lambda: is_absent(scheduler, run))
+
+
+@pytest.mark.long
+def test_real_run_survives_preemption_and_a_killed_worker(scheduler, tmp_path):
+    run = make_real_run(
+        tmp_path / "run",
+        PLAIN,
+        "num_steps=60",
+        "step_s=0.05",
+        "retry.backoff_s=0.1",
+        "resources.workers_per_node=2",
+    )
+    scheduler.submit(run, Resources(workers_per_node=2))
+    wait_for_step(run, 10)
+    scheduler.stop(run, Cause.PREEMPTED)
+    first = wait_for(lambda: run.outcome(1), "first outcome", 30)
+    assert (first.cause, first.exit_code) == (Cause.PREEMPTED, 75), logs(run)
+    wait_for_step(run, first.saved_step + 5)
+    kill(supervisor_of(run, 2).workers[1].process.pid)
+    wait_for(run.is_done, "the end of the run", 60)
+    wait_for(lambda: run.outcome(3), "last outcome", 10)
+    assert causes(run) == [Cause.PREEMPTED, Cause.CRASHED, Cause.FINISHED]
+    steps = [row["step"] for row in read_rows(run.metrics_path)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 60
+    wait_for(lambda: scheduler.standing(run).state == "absent")
