@@ -401,7 +401,7 @@ def serve(folder: QueueFolder) -> None:
             queue.one_pass()
             if queue.jobs:
                 last_busy = time.monotonic()
-            elif time.monotonic() - last_busy > IDLE_S and _leave(folder, queue.machine):
+            elif time.monotonic() - last_busy > IDLE_S and leave(folder, queue.machine):
                 return
         except (OSError, Get3dError):
             _log.exception("tries again in %g s", TROUBLE_S)
@@ -410,7 +410,7 @@ def serve(folder: QueueFolder) -> None:
         time.sleep(POLL_S)
 
 
-def _leave(folder: QueueFolder, machine: Capacity) -> bool:
+def leave(folder: QueueFolder, machine: Capacity) -> bool:
     """Say good-bye, then look once more: who dropped a request before saw a living queue and relies on it."""
     folder.process_path.unlink(missing_ok=True)
     if folder.is_empty():

@@ -17,7 +17,7 @@ from get3d_cluster.schedulers import local_machine, open_scheduler
 from get3d_cluster.schedulers.local_files import Kind, Notice, Processes, QueueFolder, Request, Worker
 from get3d_cluster.schedulers.local_machine import session_members
 from get3d_cluster.schedulers.local_plan import Capacity, Job
-from get3d_cluster.schedulers.local_queue import LocalQueue, lock, lost_outcome, retry_config
+from get3d_cluster.schedulers.local_queue import LocalQueue, leave, lock, lost_outcome, retry_config
 
 RESOURCES = Resources(nodes=2, grace_s=1.5, priority=3)
 
@@ -107,6 +107,16 @@ def test_only_one_queue_process_holds_the_lock(folder):
     again = lock(folder)
     assert again is not None
     again.close()
+
+
+def test_leaving_queue_stays_for_a_request_whose_client_saw_it_alive(folder, run):
+    folder.announce(Capacity(slots=1))
+    folder.drop(Request(kind=Kind.SUBMIT, run=str(run.path)))
+    assert not leave(folder, Capacity(slots=1))
+    assert folder.is_attended()
+    folder.requests()[0].unlink()
+    assert leave(folder, Capacity(slots=1))
+    assert not folder.is_attended()
 
 
 def test_queue_that_was_killed_is_known_by_more_than_its_number(folder):
