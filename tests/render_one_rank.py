@@ -40,9 +40,9 @@ def main(settings: dict) -> None:
     session = session_of(Path(settings["run"]), settings["rank"], settings["world_size"])
     session.notices.install()
     config = Config(
-        models=settings["models"],
-        out=settings["out"],
-        blender=settings["blender"],
+        models=Path(settings["models"]),
+        out=Path(settings["out"]),
+        blender=Path(settings["blender"]),
         image=ImageConfig(**settings["image"]),
         view_timeout_s=settings.get("view_timeout_s", 60.0),
     )

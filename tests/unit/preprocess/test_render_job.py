@@ -47,10 +47,7 @@ def config(tmp_path: Path, fake: Path, models: list[str] = [], **changes) -> ren
         (folder / "model.obj").write_text("v 0 0 0\n")
     image = changes.pop("image", ImageConfig(resolution=32, num_views=3, samples=1))
     values = {"models": tmp_path / "models", "out": tmp_path / "out", "blender": fake, "view_timeout_s": 20.0}
-    texts = {
-        name: str(value) if isinstance(value, Path) else value for name, value in (values | changes).items()
-    }
-    return render.Config(**texts, image=image)
+    return render.Config(**(values | changes), image=image)
 
 
 def rendered(tmp_path: Path, config: render.Config) -> SimpleNamespace:
@@ -75,9 +72,9 @@ NAMES = ["000.png", "001.png", "002.png"]
 def test_a_model_is_published_with_its_cameras_and_nothing_else(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a", "b"])
     done = rendered(tmp_path, job)
-    assert published(Path(job.out)) == {"a": NAMES, "b": NAMES}
+    assert published(job.out) == {"a": NAMES, "b": NAMES}
     cameras = views_for(0, "02958343", "a", 3)
-    folder = Path(job.out) / "camera" / "02958343" / "a"
+    folder = job.out / "camera" / "02958343" / "a"
     rotation, elevation = np.load(folder / "rotation.npy"), np.load(folder / "elevation.npy")
     assert rotation.dtype == elevation.dtype == np.float64
     assert rotation.tolist() == [view.rotation_deg for view in cameras]
@@ -95,7 +92,7 @@ def test_hidden_colour_of_the_worker_does_not_reach_the_dataset(tmp_path: Path, 
     rendered(tmp_path, job)
     from PIL import Image
 
-    with Image.open(Path(job.out) / "img" / "02958343" / "a" / "000.png") as image:
+    with Image.open(job.out / "img" / "02958343" / "a" / "000.png") as image:
         pixels = np.array(image)
     assert pixels[..., 3].any()
     assert not pixels[pixels[..., 3] == 0].any()
@@ -107,7 +104,7 @@ def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_fini
     names = ["edge", "blank", "magenta", "black", "truncate", "empty", "crash", "crash-once", "good"]
     job = config(tmp_path, fake, names)
     done = rendered(tmp_path, job)
-    assert quarantined(Path(job.out)) == {
+    assert quarantined(job.out) == {
         "edge": "edge",
         "blank": "blank",
         "magenta": "magenta",
@@ -116,13 +113,13 @@ def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_fini
         "empty": "no-geometry",
         "crash": "crash",
     }
-    assert published(Path(job.out)) == {"crash-once": NAMES, "good": NAMES}
-    verdict = json.loads((Path(job.out) / "quarantine" / "02958343" / "crash.json").read_text())
+    assert published(job.out) == {"crash-once": NAMES, "good": NAMES}
+    verdict = json.loads((job.out / "quarantine" / "02958343" / "crash.json").read_text())
     assert verdict["attempts"] == 3
     assert "exit code 139" in verdict["message"]
     assert "loading crash" in verdict["log"]
-    assert json.loads((Path(job.out) / "quarantine" / "02958343" / "edge.json").read_text())["attempts"] == 1
-    rows = [json.loads(line) for line in (Path(job.out) / "render.jsonl").read_text().splitlines()]
+    assert json.loads((job.out / "quarantine" / "02958343" / "edge.json").read_text())["attempts"] == 1
+    rows = [json.loads(line) for line in (job.out / "render.jsonl").read_text().splitlines()]
     assert sorted((row["model"], row["ended"]) for row in rows) == sorted(
         (name, "finished" if "once" in name or name == "good" else "quarantined") for name in names
     )
@@ -131,23 +128,23 @@ def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_fini
 
 def test_a_quarantined_model_is_skipped_until_its_verdict_is_deleted(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["crash-once"])
-    verdict = Path(job.out) / "quarantine" / "02958343" / "crash-once.json"
+    verdict = job.out / "quarantine" / "02958343" / "crash-once.json"
     verdict.parent.mkdir(parents=True)
     verdict.write_text(
         json.dumps({"synset": "02958343", "model": "crash-once", "reason": "x", "message": ""})
     )
     rendered(tmp_path, job)
-    assert not (Path(job.out) / "img").exists()
+    assert not (job.out / "img").exists()
     verdict.unlink()
     rendered(tmp_path, job)
-    assert published(Path(job.out)) == {"crash-once": NAMES}
+    assert published(job.out) == {"crash-once": NAMES}
 
 
 def test_a_hanging_view_is_killed_and_quarantined(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["hang"], view_timeout_s=0.3)
     begun = time.monotonic()
     rendered(tmp_path, job)
-    assert quarantined(Path(job.out)) == {"hang": "timeout"}
+    assert quarantined(job.out) == {"hang": "timeout"}
     assert time.monotonic() - begun < 15
 
 
@@ -163,7 +160,7 @@ def test_a_notice_during_a_long_view_ends_it_and_blames_nobody(
     rank.run(work, session)
     assert time.monotonic() - begun < 6
     assert not work.is_done()
-    assert quarantined(Path(job.out)) == {}
+    assert quarantined(job.out) == {}
     assert list(work._tree.claims.iterdir()) == []
 
 
@@ -180,17 +177,15 @@ def test_other_settings_are_refused_naming_what_differs(tmp_path: Path, fake: Pa
 
 def test_images_of_unknown_origin_are_refused(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a"])
-    (Path(job.out) / "img" / "02958343" / "a").mkdir(parents=True)
+    (job.out / "img" / "02958343" / "a").mkdir(parents=True)
     with pytest.raises(UsageError, match="unknown"):
         rendered(tmp_path, job)
 
 
 def test_another_version_of_the_renderer_is_refused(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a"])
-    Path(job.out).mkdir()
-    (Path(job.out) / "renderer.json").write_text(
-        json.dumps({"renderer": "fake", "version": "0", "build": ""})
-    )
+    job.out.mkdir()
+    (job.out / "renderer.json").write_text(json.dumps({"renderer": "fake", "version": "0", "build": ""}))
     with pytest.raises(UsageError, match="version 0 -> 1"):
         rendered(tmp_path, job)
 
@@ -198,12 +193,12 @@ def test_another_version_of_the_renderer_is_refused(tmp_path: Path, fake: Path) 
 def test_a_lost_image_is_rendered_again_to_the_same_bytes(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a"])
     rendered(tmp_path, job)
-    lost = Path(job.out) / "img" / "02958343" / "a" / "001.png"
+    lost = job.out / "img" / "02958343" / "a" / "001.png"
     before = lost.read_bytes()
     lost.unlink()
     rendered(tmp_path, job)
     assert lost.read_bytes() == before
-    assert published(Path(job.out)) == {"a": NAMES}
+    assert published(job.out) == {"a": NAMES}
 
 
 def test_a_damaged_staged_view_is_rendered_again(tmp_path: Path, fake: Path) -> None:
@@ -215,7 +210,7 @@ def test_a_damaged_staged_view_is_rendered_again(tmp_path: Path, fake: Path) -> 
     work.close()
     staged.write_bytes(staged.read_bytes()[:50])
     rendered(tmp_path, job)
-    facts = json.loads((Path(job.out) / "camera" / "02958343" / "a" / "object.json").read_text())
+    facts = json.loads((job.out / "camera" / "02958343" / "a" / "object.json").read_text())
     assert facts["views"][0]["coverage"] > 0.1
 
 
@@ -237,7 +232,7 @@ def test_a_worker_that_does_not_start_is_the_installation_s_fault_and_not_the_mo
     job = config(tmp_path, broken, ["a"])
     with pytest.raises(UsageError, match="no such display"):
         rendered(tmp_path, job)
-    assert quarantined(Path(job.out)) == {}
+    assert quarantined(job.out) == {}
 
 
 def test_missing_things_are_named_with_the_way_out(tmp_path: Path, fake: Path) -> None:
@@ -256,7 +251,7 @@ def test_folders_without_a_usable_model_are_listed_with_the_reason(tmp_path: Pat
     job = config(tmp_path, fake, ["a", "b"])
     (tmp_path / "models" / "02958343" / "b" / "model.obj").write_text("")
     rendered(tmp_path, job)
-    row = json.loads((Path(job.out) / "left_out.jsonl").read_text())
+    row = json.loads((job.out / "left_out.jsonl").read_text())
     assert row == {"synset": "02958343", "model": "b", "why": "model.obj is empty"}
 
 
