@@ -1,7 +1,6 @@
 """Train GET3D on a packed dataset, on any number of workers, which may come and go at any time."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from get3d_cluster.core.job import CheckpointConfig, Resources, RetryConfig
 from get3d_cluster.errors import UsageError
@@ -42,10 +41,9 @@ def make(config: Config, session: Session) -> Work:
 
     torch.set_num_threads(session.resources.cpus_per_worker)
     torch.use_deterministic_algorithms(mode=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a check for bugs that costs a pass over memory
-    )
-    folder, size = Path(config.data.path), config.generator.render.image_size_px
+    # A check for bugs that costs a pass over all new memory; torch sets the flag through the module's class.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    folder, size = config.data.path, config.generator.render.image_size_px
     dataset = ImageDataset(folder, size, config.data.mask, device=session.device)
     shown = watches(config, session, dataset, PackedImages(folder).samples) if session.rank == 0 else []
     return Get3dTrainer(config, session, dataset, shown)

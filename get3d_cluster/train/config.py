@@ -5,6 +5,7 @@ Karras et al. 2020 (StyleGAN2).
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from get3d_cluster.errors import UsageError
@@ -15,7 +16,7 @@ from get3d_cluster.get3d.config import DiscriminatorConfig, GeneratorConfig, Mod
 class DataConfig:
     """The images to learn from, and the cameras that generated images are taken with."""
 
-    path: str
+    path: Path
     """Folder of a packed dataset, as the job `pack` writes it."""
     mask: Literal["coverage", "binary"] = "binary"
     """Real masks: the share of a pixel that is covered, or upstream's covered-at-all. At 64 px use coverage."""

@@ -47,7 +47,7 @@ def test_cheap_looks_come_on_time() -> None:
 
 def test_dear_looks_keep_within_the_budget() -> None:
     taken, busy_s = looks(2.0, every_s=1.0, budget=0.05, duration_s=1000.0)
-    assert 5 < len(taken)
+    assert len(taken) > 5
     assert 2.0 * (len(taken) - 2) / busy_s <= 0.05  # neither the first, which compiles, nor one under way
 
 
