@@ -40,7 +40,9 @@ class Scheduler(Protocol):
         """
         ...
 
-    def submit(self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = (), delay_s: float = 0) -> str:
+    def submit(
+        self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = (), delay_s: float = 0
+    ) -> str:
         """Queue an attempt that starts once all ``after`` are DONE; return the scheduler's name for it.
 
         Raises: UsageError as ``plan``; SchedulerError if the scheduler refuses or cannot be reached.
