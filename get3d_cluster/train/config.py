@@ -71,8 +71,8 @@ class LossConfig:
     mixing_probability: float = 0.9
     """How often the styles of two latents are mixed, decided for geometry and texture apart."""
     reuse_fakes: bool = False
-    """Judge the images of the generator's phase again in the discriminator's: saves a third of a step. Upstream
-    draws fresh ones."""
+    """Judge the images of the generator's phase again in the discriminator's, which saves rendering others.
+    Upstream renders others."""
 
     def __post_init__(self) -> None:
         if self.r1_interval < 1:
