@@ -65,7 +65,7 @@ def print_error(what: str, way_out: str) -> None:
 
 
 def _complain(error: Get3dError, *, debug: bool) -> int:
-    if debug or error.exit_code is ExitCode.BUG:
+    if debug:
         traceback.print_exc()
     else:
         print_error(error.what, error.way_out)
