@@ -3,9 +3,11 @@
 The order of leaving: saved and published; outcome.json written; lease given back; the requeue last, undisturbed.
 """
 
+import contextlib
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from get3d_cluster.core.job import Cause, Outcome, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.dist.group import Group, SoloGroup, meet
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
-from get3d_cluster.runtime import lease, loop
+from get3d_cluster.runtime import failures, lease, loop
 from get3d_cluster.runtime.checkpoint import Checkpoints
 from get3d_cluster.runtime.env import describe, host, read_worker_env
 from get3d_cluster.runtime.events import EventLog, MetricLog
+from get3d_cluster.runtime.failures import Failure
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.runtime.session import Session
@@ -34,6 +37,15 @@ _CAUSES = {
     ExitCode.STORAGE: Cause.CRASHED,
     ExitCode.BUG: Cause.CRASHED,
 }
+_TOLD = (
+    Cause.PREEMPTED,
+    Cause.TIME_LIMIT,
+    Cause.SUSPENDED,
+    Cause.CANCELLED,
+    Cause.NODE_FAILURE,
+    Cause.REQUEUED,
+)
+"""Causes with which somebody outside tells an attempt to leave."""
 
 
 def run_worker(arguments: list[str], notices: Notices) -> int:
@@ -43,10 +55,11 @@ def run_worker(arguments: list[str], notices: Notices) -> int:
             raise UsageError(
                 "the worker takes one argument, the folder of a run", "python -m get3d_cluster.worker RUN"
             )
-        return _Worker(Path(arguments[0]), notices).run()
+        worker = _Worker(Path(arguments[0]), notices)
     except Get3dError as error:
-        _complain(error)
+        _print(failures.lines_of(error))
         return int(error.exit_code)
+    return worker.run()
 
 
 class _Worker:
@@ -57,14 +70,22 @@ class _Worker:
         self._notices = notices
         self._run = RunFolder.open(path)
         self._env = read_worker_env()
-        self._spec = self._run.spec()
-        self._job = find_job(self._spec.job)
-        self._config: Any = read_run_config(self._job.Config, self._run.config_path)
         self._attempt = self._env.attempt
         self._lease: lease.Lease | None = None
         self._digest = ""
+        self._shares_items = False
 
     def run(self) -> int:
+        try:
+            return self._run_attempt()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is told in the same way
+            return self._failed(error).exit_code
+
+    def _run_attempt(self) -> int:
+        self._spec = self._run.spec()
+        self._shares_items = self._spec.kind == "items"
+        self._job = find_job(self._spec.job)
+        self._config: Any = read_run_config(self._job.Config, self._run.config_path)
         if self._run.is_done():
             print(f"{self._run.path} is done already", flush=True)
             return int(ExitCode.FINISHED)
@@ -84,6 +105,7 @@ class _Worker:
                 )
             lease.refuse_second_copy(self._run.lease_path)
             self._attempt = self._run.new_attempt()
+            self._run.release()
         self._lease = lease.Lease(self._run.lease_path, self._attempt)
         self._lease.acquire()
         write_json(self._run.attempt_dir(self._attempt) / "env.json", describe())
@@ -92,21 +114,45 @@ class _Worker:
         start_step = self._run.saved_step()
         try:
             return self._ended_well(self._work())
-        except Get3dError as error:
-            _complain(error)
-            cause = _CAUSES.get(error.exit_code, Cause.REFUSED)
-            return self._outcome(cause, error.exit_code, start_step, message=error.what)
         except Exception as error:  # noqa: BLE001  a bug must leave an outcome, too
-            traceback.print_exc()
-            first = self._first_error(f"{type(error).__name__}: {str(error)[:500]}")
-            return self._outcome(Cause.CRASHED, ExitCode.BUG, start_step, message=first)
+            return self._outcome_of_failure(self._failed(error), start_step)
+
+    def _failed(self, error: Exception) -> Failure:
+        """Say why this worker failed, or that another one took it along; return the failure that came first."""
+        mine = failures.failure_of(error, self._env.rank, self._run.path)
+        if self._attempt:
+            failures.leave(self._run.attempt_dir(self._attempt), mine)
+        first = self._first_failure(mine)
+        if first.rank != mine.rank:
+            _print([f"rank {first.rank} failed and took this worker along:", *first.lines[:2]])
+        elif mine.is_bug:
+            with contextlib.suppress(OSError):
+                traceback.print_exception(error)
+        else:
+            _print(mine.lines)
+        return first
+
+    def _first_failure(self, mine: Failure) -> Failure:
+        """Return the failure of the worker that failed first; workers of items do not take each other along."""
+        if not self._attempt or self._env.world_size == 1 or self._shares_items:
+            return mine
+        folder = self._run.attempt_dir(self._attempt)
+        end_s = time.monotonic() + (FIRST_ERROR_S if mine.is_bug else 0.0)
+        while (first := failures.first(folder) or mine) == mine and time.monotonic() < end_s:
+            time.sleep(FIRST_ERROR_S / 10)
+        return first
+
+    def _outcome_of_failure(self, failure: Failure, start_step: int) -> Outcome:
+        code = ExitCode(failure.exit_code)
+        cause = _CAUSES.get(code, Cause.REFUSED)
+        return self._outcome(cause, code, start_step, message="\n".join(failure.lines))
 
     def _work(self) -> loop.Ended:
         session = self._session(self._meet())
         if self._env.rank == 0:
             session.events.write("attempt-start", world_size=self._env.world_size, host=host())
         work = self._job.make(self._config, session)
-        if self._spec.kind == "items":
+        if self._shares_items:
             return loop.run_items(work, session)
         checkpoints = Checkpoints(
             open_storage(self._run.checkpoints_dir), self._config.checkpoint, self._check_owner
@@ -123,7 +169,7 @@ class _Worker:
 
     def _meet(self) -> Group:
         env = self._env
-        if self._spec.kind == "items":
+        if self._shares_items:
             return SoloGroup(env.rank, env.world_size)
         folder = self._run.attempt_dir(self._attempt)
         port = self._config.resources.port
@@ -154,11 +200,14 @@ class _Worker:
         start, end, saved = ended.start_step, ended.step, ended.saved_step
         if ended.end is loop.End.FINISHED:
             return self._outcome(Cause.FINISHED, ExitCode.FINISHED, start, end_step=end, saved_step=saved)
+        cause = self._stop_reason().cause
+        first = failures.first(self._run.attempt_dir(self._attempt))
+        if first and cause not in _TOLD:
+            return self._outcome_of_failure(first, start)
         code, message = ExitCode.SUSPENDED, f"saved at step {saved}"
         if ended.end is loop.End.SUSPENDED_PERIODIC:
             code = ExitCode.SUSPENDED_PERIODIC
             message = f"no time to save: {end - saved} steps since step {saved} will be done again"
-        cause = self._stop_reason().cause
         code = ExitCode.CANCELLED if cause is Cause.CANCELLED else code
         return self._outcome(cause, code, start, message=message, end_step=end, saved_step=saved)
 
@@ -179,15 +228,6 @@ class _Worker:
             hosts=(host(),),
         )
 
-    def _first_error(self, message: str) -> str:
-        """Leave this rank's error; return that of the rank which failed first, since it took the others along."""
-        folder = self._run.attempt_dir(self._attempt)
-        (folder / f"error.rank{self._env.rank:04d}.txt").write_text(f"rank {self._env.rank}: {message}")
-        if self._env.rank == 0 and self._env.world_size > 1:
-            time.sleep(FIRST_ERROR_S)
-        first = min(folder.glob("error.rank*.txt"), key=lambda path: path.stat().st_mtime)
-        return first.read_text()
-
     def _leave(self, outcome: Outcome) -> None:
         self._log_end(outcome)
         self._run.write_outcome(outcome)
@@ -196,7 +236,14 @@ class _Worker:
         self._notices.ignore()
         decision = after_attempt(self._run.outcomes(), getattr(self._config, "retry", RetryConfig()))
         if decision.action is Action.REQUEUE and self._env.attempt:
-            open_scheduler(self._spec.scheduler).requeue(self._run, self._config.resources, decision.delay_s)
+            self._requeue(decision.delay_s)
+
+    def _requeue(self, delay_s: float) -> None:
+        """Ask to come back; the outcome stands whether the scheduler hears it or not."""
+        try:
+            open_scheduler(self._spec.scheduler).requeue(self._run, self._config.resources, delay_s)
+        except Get3dError as error:
+            _print(failures.lines_of(error))
 
     def _log_end(self, outcome: Outcome) -> None:
         events = EventLog(self._run.events_path, self._attempt, 0)
@@ -216,5 +263,6 @@ class _Worker:
             events.write("crash", step=outcome.saved_step, cause=outcome.cause, error=outcome.message)
 
 
-def _complain(error: Get3dError) -> None:
-    print(error.what, *([error.way_out] if error.way_out else []), sep="\n", file=sys.stderr, flush=True)
+def _print(lines: Sequence[str]) -> None:
+    with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 The handlers stand before anything else is imported; what the worker then does is in ``attempt``.
 """
 
+import contextlib
 import os
 import sys
 
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # everything is durable; a library's thread must not keep the process

@@ -4,6 +4,7 @@ No library reduction is offered: sums go through ``dist.tree``, whose order does
 """
 
 import json
+import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -125,12 +126,16 @@ def meet(
     wait = timedelta(seconds=timeout_s)
     place = folder / "rendezvous.json"
     if rank == 0:
-        store = _listen(port, world_size, wait)
-        aside = place.with_suffix(".tmp")
-        aside.write_text(json.dumps({"host": host, "port": store.port}))
-        aside.replace(place)
+        try:
+            store = _listen(port, world_size, wait)
+        except UsageError as error:
+            _announce(place, {"error": error.what, "way_out": error.way_out})
+            raise
+        _announce(place, {"host": host, "port": store.port})
     else:
         where = _wait_for(place, timeout_s)
+        if "error" in where:
+            raise UsageError(where["error"], where["way_out"])
         address = "127.0.0.1" if where["host"] == host else where["host"]
         store = torch.distributed.TCPStore(address, where["port"], world_size, is_master=False, timeout=wait)
     backend = "nccl" if device.startswith("cuda") else "gloo"
@@ -138,10 +143,19 @@ def meet(
     return TorchGroup(rank, world_size, device)
 
 
+def _announce(place: Path, data: dict[str, Any]) -> None:
+    aside = place.with_suffix(".tmp")
+    aside.write_text(json.dumps(data))
+    aside.replace(place)
+
+
 def _listen(port: int, world_size: int, wait: timedelta) -> Any:
     import torch
 
     try:
+        with socket.socket() as probe:  # torch would say the same in many lines of C++
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
         return torch.distributed.TCPStore(
             "0.0.0.0",  # noqa: S104  workers on other nodes have to reach it
             port,
@@ -150,7 +164,7 @@ def _listen(port: int, world_size: int, wait: timedelta) -> Any:
             timeout=wait,
             wait_for_workers=False,
         )
-    except (torch.distributed.DistNetworkError, RuntimeError) as error:
+    except (OSError, torch.distributed.DistNetworkError, RuntimeError) as error:
         raise UsageError(
             f"resources.port={port} cannot be used on this machine: {str(error).splitlines()[0][:120]}",
             "choose another port, or port=0 to take a free one",

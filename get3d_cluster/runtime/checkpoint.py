@@ -7,9 +7,10 @@ SHA-256 of the whole state, and its own digest. No pickle anywhere.
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 REST = "state.json"
+_NAME = re.compile(r"step-[0-9]{9,}")
 
 
 class DamagedError(Exception):
@@ -108,37 +110,45 @@ class Checkpoints:
         return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
 
     def load(self) -> Loaded | None:
-        """Return the newest checkpoint that verifies; damaged ones are set aside. None if there never was one.
+        """Return the newest checkpoint that verifies, and set damaged newer ones aside. None if there is none at all.
 
-        Raises: CheckpointError if there are checkpoints but every one is damaged.
+        Raises: CheckpointError if there are checkpoints but every one is damaged, and each time again; or if the
+        folder cannot be read.
         """
-        self._storage.clean()
-        problems: list[str] = []
-        for name in reversed(self._storage.list()):
+        problems: dict[str, str] = {}
+        for name in reversed(self._names()):
             try:
                 loaded = self.read(name)
             except DamagedError as error:
-                where = self._storage.set_aside(name)
-                problems.append(f"{error}; set aside as {where}")
+                problems[name] = str(error)
                 continue
-            return Loaded(
-                step=loaded.step,
-                state=loaded.state,
-                meta=loaded.meta,
-                digest=loaded.digest,
-                damaged=tuple(problems),
-            )
+            told = [f"{why}; set aside as {self._storage.set_aside(bad)}" for bad, why in problems.items()]
+            return replace(loaded, damaged=tuple(told))
         if problems:
             raise CheckpointError(
-                f"no usable checkpoint: {'; '.join(problems)}",
+                f"no usable checkpoint: {'; '.join(problems.values())}",
                 "restore one from a copy, or start over under another --name",
             )
         return None
 
+    def _names(self) -> list[str]:
+        """Return the names of the checkpoints after tidying up. Raises: CheckpointError."""
+        try:
+            self._storage.clean()
+            return _checkpoint_names(self._storage)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {error.filename or 'the folder of the checkpoints'}: {error.strerror}",
+                "mend its permissions or mount its disk, then resume: nothing was started over",
+            ) from error
+
     def read(self, name: str) -> Loaded:
         """Return one verified checkpoint. Raises: DamagedError."""
         manifest, files = _verified(self._storage, name)
-        state = decode(files)
+        try:
+            state = decode(files)
+        except Exception as error:  # of safetensors or json: whatever it is, these bytes are no state
+            raise DamagedError(f"{name} cannot be decoded: {error}") from error
         return Loaded(step=manifest["step"], state=state, meta=manifest["meta"], digest=manifest["digest"])
 
     def read_step(self, step: int) -> Loaded:
@@ -146,14 +156,14 @@ class Checkpoints:
         return self.read(_name(step))
 
     def _prune(self) -> None:
-        for step in to_delete([_step(name) for name in self._storage.list()], self._config):
+        for step in to_delete([_step(name) for name in _checkpoint_names(self._storage)], self._config):
             self._storage.delete(_name(step))
 
 
 def list_checkpoints(run: RunFolder, *, verify: bool = False) -> list[CheckpointInfo]:
     """Return the published checkpoints of a run, oldest first; with ``verify`` every byte is checked. No torch."""
     storage = open_storage(run.checkpoints_dir)
-    return [_info(storage, name, verify=verify) for name in storage.list()]
+    return [_info(storage, name, verify=verify) for name in _checkpoint_names(storage)]
 
 
 def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
@@ -233,6 +243,11 @@ def _bytes_type() -> Any:
 
 def _name(step: int) -> str:
     return f"step-{step:09d}"
+
+
+def _checkpoint_names(storage: Storage) -> list[str]:
+    """Return the names of checkpoints, oldest first, whatever else lies there: lost+found, a folder of the user's."""
+    return sorted((name for name in storage.list() if _NAME.fullmatch(name)), key=_step)
 
 
 def _step(name: str) -> int:

@@ -1,5 +1,6 @@
 """The two loops: step, agree, save, suspend. Workers of a ``steps`` job stop at the same step; ``items`` each alone."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from get3d_cluster.core.job import CheckpointConfig, Position
 from get3d_cluster.core.policy import is_save_due
 from get3d_cluster.errors import CheckpointError, FencedError, StorageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.runtime.session import ItemWork, Session, Work
 
 PROGRESS_S = 1.0
+FAILED_SAVE_RATIO = 10
+"""After a save that failed, so many times its duration go by before the next: a full disk costs a tenth at most."""
 SAFETY = 1.5
 """A save is begun only if the deadline leaves this many times the longest save so far."""
 
@@ -58,7 +62,8 @@ class Progress:
             "epoch": position.epoch,
             "images": position.images,
         }
-        write_json(self._run.progress_path, values | {"t": time.time(), "active_s": round(active_s, 3)})
+        with contextlib.suppress(StorageError):  # a full disk is told where state is saved
+            write_json(self._run.progress_path, values | {"t": time.time(), "active_s": round(active_s, 3)})
 
 
 def run_steps(
@@ -98,6 +103,7 @@ class _StepLoop:
         self._saved_step = self._start_step = 0
         self._saved_s = time.monotonic()
         self._longest_save_s = 0.0
+        self._next_save_s = 0.0
 
     def resume(self) -> None:
         loaded = self._load()
@@ -129,14 +135,17 @@ class _StepLoop:
         self._work.step()
         self._active_s += time.monotonic() - start
         position = self._work.position()
-        due = self._session.rank == 0 and is_save_due(
-            position.step - self._saved_step, time.monotonic() - self._saved_s, self._config
-        )
+        due = self._session.rank == 0 and self._is_save_due(position)
         stop, save = self._session.group.any([self._session.notices.requested, due])
         if save and not stop and not self._work.is_done():
             self._try_periodic_save()
         self._progress.show(position, self._active_s)
         return stop and not self._work.is_done()
+
+    def _is_save_due(self, position: Position) -> bool:
+        now = time.monotonic()
+        is_due = is_save_due(position.step - self._saved_step, now - self._saved_s, self._config)
+        return is_due and now >= self._next_save_s
 
     def suspend(self, grace_s: Callable[[], float | None]) -> Ended:
         worth_it = self._session.group.broadcast(self._session.rank == 0 and self._has_time(grace_s))
@@ -165,6 +174,8 @@ class _StepLoop:
         """Rank 0 chooses and verifies; the others read the same one."""
         if self._session.rank == 0:
             loaded = self._checkpoints.load()
+            if loaded is None:
+                _refuse_to_start_over(self._session.run)
             self._session.group.broadcast(loaded.step if loaded else None)
             return loaded
         step = self._session.group.broadcast(None)
@@ -192,11 +203,14 @@ class _StepLoop:
 
     def _try_periodic_save(self) -> None:
         """A storage that is full now may be free later: the older checkpoint stands and training goes on."""
+        begun_s = time.monotonic()
         try:
             self._save("periodic")
         except StorageError as error:
-            self._session.events.write("save-failed", error=str(error), way_out=error.way_out)
-            self._saved_s = time.monotonic()
+            now = time.monotonic()
+            self._saved_s, self._next_save_s = now, now + FAILED_SAVE_RATIO * (now - begun_s)
+            if self._session.rank == 0:
+                self._session.events.write("save-failed", error=error.what, way_out=error.way_out)
 
     def _save(self, why: str) -> None:
         """Publish the state once for all workers; the others wait for the verdict."""
@@ -220,6 +234,7 @@ class _StepLoop:
             "active_s": self._active_s,
             **self._meta(),
         }
+        self._session.metrics.flush()
         try:
             saved = self._checkpoints.save(position.step, self._work.state(), meta)
         except (FencedError, StorageError) as error:
@@ -242,6 +257,17 @@ class _StepLoop:
             "world_size": self._session.world_size,
             "on": numeric_fingerprint(),
         }
+
+
+def _refuse_to_start_over(run: RunFolder) -> None:
+    """Make sure that no checkpoint was ever published. Raises: CheckpointError if the run's history knows one."""
+    saved = [outcome.saved_step for outcome in run.outcomes()]
+    saved += [row["step"] for row in read_rows(run.events_path) if row["event"] == "save"]
+    if run.is_done() or max(saved, default=0) > 0:
+        raise CheckpointError(
+            f"{run.checkpoints_dir} holds no checkpoint, although this run saved step {max(saved, default=0)}",
+            "restore the folder, or mount its disk, then resume; to start over take another --name",
+        )
 
 
 def run_items(work: ItemWork, session: Session) -> Ended:

@@ -9,6 +9,8 @@ from get3d_cluster.core.job import Cause, JobSpec, Outcome
 from get3d_cluster.errors import UsageError
 from get3d_cluster.storage.local import write_atomic
 
+RESTORE = "restore the file from a copy of the run"
+
 
 class RunFolder:
     """Paths of a run below ``path``, and its facts."""
@@ -21,6 +23,8 @@ class RunFolder:
         self.lease_path = self.path / "lease.json"
         self.done_path = self.path / "DONE"
         self.progress_path = self.path / "progress.json"
+        self.hold_path = self.path / "hold.json"
+        self.stopped_path = self.path / "stopped.json"
         self.attempts_dir = self.path / "attempts"
         self.checkpoints_dir = self.path / "checkpoints"
         self.events_path = self.path / "events.jsonl"
@@ -48,7 +52,12 @@ class RunFolder:
         """Return what the run is. Raises: UsageError if spec.json cannot be read."""
         data = read_json(self.spec_path)
         known = {field.name for field in dataclasses.fields(JobSpec)}
-        return JobSpec(**{key: value for key, value in data.items() if key in known})
+        try:
+            return JobSpec(**{key: value for key, value in data.items() if key in known})
+        except TypeError as error:
+            raise UsageError(
+                f"{self.spec_path} lacks {str(error).rpartition(':')[2].strip()}", RESTORE
+            ) from error
 
     def write_spec(self, spec: JobSpec) -> None:
         write_json(self.spec_path, dataclasses.asdict(spec))
@@ -101,6 +110,11 @@ class RunFolder:
         """File in which a scheduler says why it is about to stop ``attempt``: cause and grace_s."""
         return self.attempt_dir(attempt) / "notice.json"
 
+    def release(self) -> None:
+        """Forget that the run was held (hold.json) or stopped while it waited (stopped.json): it is wanted again."""
+        self.hold_path.unlink(missing_ok=True)
+        self.stopped_path.unlink(missing_ok=True)
+
     def saved_step(self) -> int:
         """Return how far the run would come back: its newest checkpoint by name, or the items it has done."""
         if self.progress_path.is_file() and self.spec().kind == "items":
@@ -118,11 +132,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "is this the folder of a run?") from error
     except ValueError as error:
-        raise UsageError(
-            f"{path} is not valid JSON: {error}", "restore the file from a copy of the run"
-        ) from error
+        raise UsageError(f"{path} is not valid JSON: {error}", RESTORE) from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path} holds no JSON object", "restore the file from a copy of the run")
+        raise UsageError(f"{path} holds no JSON object", RESTORE)
     return data
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from get3d_cluster.core.job import Cause, Outcome, Resources
-from get3d_cluster.errors import ExitCode, SchedulerError
-from get3d_cluster.runtime import env
+from get3d_cluster.errors import ExitCode, SchedulerError, StorageError
+from get3d_cluster.runtime import env, failures
 from get3d_cluster.runtime.env import ProcessId, WorkerEnv
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers import local_files as files
@@ -25,6 +25,7 @@ from get3d_cluster.schedulers.local_machine import session_members, signal_group
 
 POLL_S = 0.05
 QUEUE_CHECK_S = 5.0
+STORAGE_RETRY_S = 2.0
 PEER_TERM_S = 3.0
 """After a worker failed, what the others get to leave by themselves before TERM."""
 PEER_KILL_S = 5.0
@@ -71,6 +72,8 @@ class Ending:
     seconds: float
     world_size: int
     is_done: bool
+    failure: str = ""
+    """What the worker that failed first left about it, if it could."""
     last_words: str = ""
     """Last line in the log of the worker that failed first."""
 
@@ -152,8 +155,8 @@ def missing_outcome(ending: Ending) -> Outcome:
     told = _is_told(ending.notice)
     cause = ending.notice.cause if ending.notice else cause_of(end, is_done=ending.is_done)
     what = describe_exit(end) if end else "all workers exited 0 without an outcome"
-    if ending.last_words and not told:
-        what = f"{what}: {ending.last_words}"
+    if not told and (ending.failure or ending.last_words):
+        what = ending.failure or f"{what}: {ending.last_words}"
     if told:
         stands = (
             f"checkpoint of step {ending.saved_step}" if ending.saved_step else "state from before the run"
@@ -171,6 +174,17 @@ def missing_outcome(ending: Ending) -> Outcome:
         world_size=ending.world_size,
         hosts=(env.host(),),
     )
+
+
+def corrected(outcome: Outcome, end: Exit | None) -> Outcome:
+    """Return the outcome that rank 0 wrote, with the reason if another worker was killed, which it could not know."""
+    if outcome.cause is not Cause.CRASHED or end is None or end.code >= 0 or end.rank == 0:
+        return outcome
+    way_out = (
+        "the run comes back from its newest checkpoint; if it was not you, see the machine's memory (dmesg)"
+    )
+    message = f"{describe_exit(end)}\n{way_out}"
+    return replace(outcome, exit_code=int(ExitCode.BUG), message=message)
 
 
 def exit_code_of(cause: Cause, end: Exit | None) -> int:
@@ -283,13 +297,26 @@ def _signal_workers(me: ProcessId, number: signal.Signals) -> None:
 
 
 def _write_ending(run: RunFolder, attempt: int, processes: Processes, exits: Sequence[Exit]) -> None:
-    """Write exit.json, and outcome.json unless rank 0 did."""
+    """Write exit.json, and outcome.json unless rank 0 did; on a full disk once there is space."""
+    while True:
+        try:
+            return _write_ending_now(run, attempt, processes, exits)
+        except (OSError, StorageError) as error:
+            _log.warning("%s; tries again in %g s", error, STORAGE_RETRY_S)
+            time.sleep(STORAGE_RETRY_S)
+
+
+def _write_ending_now(run: RunFolder, attempt: int, processes: Processes, exits: Sequence[Exit]) -> None:
     end = first_failure(exits)
     codes = {str(item.rank): item.code for item in sorted(exits, key=lambda item: item.rank)}
     first = {"rank": end.rank, "code": end.code} if end else None
     write_json(run.attempt_dir(attempt) / "exit.json", {"codes": codes, "first_failure": first})
-    if run.outcome(attempt) is not None:
+    written = run.outcome(attempt)
+    if written is not None:
+        if corrected(written, end) != written:
+            run.write_outcome(corrected(written, end))
         return
+    failure = failures.first(run.attempt_dir(attempt))
     ending = Ending(
         attempt=attempt,
         exits=tuple(exits),
@@ -299,6 +326,7 @@ def _write_ending(run: RunFolder, attempt: int, processes: Processes, exits: Seq
         seconds=time.monotonic() - processes.started,
         world_size=len(exits),
         is_done=run.is_done(),
+        failure="\n".join(failure.lines) if failure else "",
         last_words=_last_words(run.log_path(attempt, end.rank)) if end else "",
     )
     run.write_outcome(missing_outcome(ending))

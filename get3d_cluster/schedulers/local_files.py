@@ -311,23 +311,22 @@ def read_notice(run: RunFolder, attempt: int) -> Notice | None:
 
 def hold(run: RunFolder, why: str) -> None:
     """Note in the run folder that it stays away until a person resumes it."""
-    write_json(run.path / "hold.json", {"why": why, "t": time.time()})
+    write_json(run.hold_path, {"why": why, "t": time.time()})
 
 
 def note_stopped(run: RunFolder, cause: Cause) -> None:
     """Note a person's stop that no attempt could record."""
-    write_json(run.path / "stopped.json", {"cause": cause, "t": time.time()})
+    write_json(run.stopped_path, {"cause": cause, "t": time.time()})
 
 
 def release(run: RunFolder) -> None:
     """Take back ``hold`` and ``note_stopped``."""
-    (run.path / "hold.json").unlink(missing_ok=True)
-    (run.path / "stopped.json").unlink(missing_ok=True)
+    run.release()
 
 
 def why_away(run: RunFolder) -> str:
     """Return why the queue gave the run up, or an empty text: what ``hold`` and ``note_stopped`` wrote."""
-    held, stopped = _read(run.path / "hold.json"), _read(run.path / "stopped.json")
+    held, stopped = _read(run.hold_path), _read(run.stopped_path)
     if held:
         return f"held: {held.get('why', '')}"
     return str(stopped.get("cause", "")) if stopped else ""

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from io import BufferedRandom
 from pathlib import Path
@@ -60,6 +61,8 @@ class LocalQueue:
         self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
         self._processes: dict[str, Processes] = {}
         """Of attempts whose workers are all started, by the name of the job."""
+        self._trouble_until: dict[str, float] = {}
+        """Until when nothing is tried for a job, by its name."""
 
     def load(self) -> None:
         """Read everything again and go on where a killed queue process left off."""
@@ -75,10 +78,21 @@ class LocalQueue:
         for path in self.folder.requests():
             self._take(path)
         for job in [self.jobs[name] for name in ended if name in self.jobs]:
-            self._settle(job)
+            self._try(self._settle, job)
         for job in [job for job in self.jobs.values() if job.is_running]:
-            self._enforce(job)
+            self._try(self._enforce, job)
         self._move()
+
+    def _try(self, act: Callable[[Job], None], job: Job) -> None:
+        """Act on one job; trouble with the disk of its run must not keep the other runs waiting."""
+        if time.monotonic() < self._trouble_until.get(job.id, 0.0):
+            return
+        try:
+            act(job)
+            self._trouble_until.pop(job.id, None)
+        except (OSError, Get3dError):
+            _log.exception("%s: tries again in %g s", job.id, TROUBLE_S)
+            self._trouble_until[job.id] = time.monotonic() + TROUBLE_S
 
     def _put(self, job: Job) -> None:
         if self.jobs.get(job.id) != job:
@@ -302,7 +316,7 @@ class LocalQueue:
         for name, why in plan.whys.items():
             self._put(replace(self.jobs[name], why=why))
         for name in plan.starts:
-            self._start_or_forget(self.jobs[name])
+            self._try(self._start_or_forget, self.jobs[name])
 
     def _start_or_forget(self, job: Job) -> None:
         if Path(job.run).is_dir():
