@@ -15,6 +15,7 @@ from get3d_cluster.cli import attached, doctor, logs, runs, status, submission
 from get3d_cluster.cli.output import console, duration, say, say_json, size, table
 from get3d_cluster.core.job import Cause, RunState
 from get3d_cluster.errors import DifferenceError, Get3dError, SchedulerError, UsageError
+from get3d_cluster.runtime import lease
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import open_scheduler
 
@@ -451,16 +452,43 @@ def _is_over(run: RunFolder) -> bool:
 
 
 def _stop(run: RunFolder, cause: Cause, *, now: bool) -> None:
+    """Stop a run and say what that means in its present state.
+
+    Raises: SchedulerError if its scheduler does not answer; UsageError for a run that a person started by hand.
+    """
     scheduler = open_scheduler(run.spec().scheduler)
     standing = scheduler.standing(run)
+    row = status.row_of(status.gather(run))
+    if standing.state == "unknown":
+        raise SchedulerError(f"the scheduler does not answer: {standing.why}", "try again later")
+    if standing.state == "absent" and row.state == RunState.RUNNING:
+        raise UsageError(f"{run.name} was started by hand, not queued: {_by_whom(run)}", _by_hand(run))
     if standing.state == "absent":
-        state = "is done" if run.is_done() else "neither runs nor waits"
-        say(f"{run.name} {state}: nothing to stop")
+        why = f" ({row.why})" if row.why else ""
+        say(f"{run.name} is {row.state}{why}: nothing to stop")
         return
     scheduler.stop(run, cause, now=now)
-    verb = {Cause.SUSPENDED: "suspending", Cause.CANCELLED: "cancelling"}[cause]
-    back = f"; bring it back with: python launch.py resume {run.name}" if cause is Cause.SUSPENDED else ""
-    say(f"{verb} {run.name}{' now' if now else ': it saves first'}{back}")
+    say(_answer(run, cause, standing.state, now=now))
+
+
+def _answer(run: RunFolder, cause: Cause, state: str, *, now: bool) -> str:
+    back = f"; bring it back with: python launch.py resume {run.path}"
+    if state == "pending":
+        stopped = "cancelled" if cause is Cause.CANCELLED else "suspended"
+        return f"{stopped} {run.name}: it did not run, and is out of the queue{back}"
+    verb = "cancelling" if cause is Cause.CANCELLED else "suspending"
+    how = " now: its last checkpoint stands" if now else ": it saves first"
+    return f"{verb} {run.name}{how}{back if cause is Cause.SUSPENDED else ''}"
+
+
+def _by_whom(run: RunFolder) -> str:
+    held = lease.read_lease(run.lease_path) or {}
+    return f"pid {held.get('pid', '?')} on {held.get('host', '?')}"
+
+
+def _by_hand(run: RunFolder) -> str:
+    held = lease.read_lease(run.lease_path) or {}
+    return f"it saves and leaves on: kill -TERM {held.get('pid', 'PID')}"
 
 
 def _resumable(found: Sequence[RunFolder], cause: Cause | None) -> list[RunFolder]:

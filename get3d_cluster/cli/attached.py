@@ -1,4 +1,8 @@
-"""Stay with a run until nothing happens any more. Ctrl-C once suspends it, twice gives it no time, thrice lets go."""
+"""Stay with a run until nothing happens any more. Ctrl-C once suspends it, twice gives it no time, thrice lets go.
+
+What went wrong is told on stderr when the run has ended, in at most three lines. A closed terminal ends the watching,
+not the run.
+"""
 
 import shutil
 import sys
@@ -8,7 +12,7 @@ from dataclasses import dataclass, field
 
 from get3d_cluster.cli.output import say
 from get3d_cluster.cli.status import ENDED, Row, gather, one_line, row_of
-from get3d_cluster.core.job import Cause, RunState
+from get3d_cluster.core.job import Cause, Outcome, RunState
 from get3d_cluster.errors import ExitCode
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers.base import Scheduler
@@ -19,6 +23,12 @@ LINE_S = 10.0
 LOST_S = 10.0
 """So long a run may look lost between the end of an attempt and its requeue."""
 MOST_INTERRUPTS = 2
+QUIET_CODES = (
+    ExitCode.FINISHED,
+    ExitCode.SUSPENDED,
+    ExitCode.SUSPENDED_PERIODIC,
+    ExitCode.CANCELLED,
+)
 
 
 @dataclass
@@ -61,7 +71,8 @@ def stay(run: RunFolder, scheduler: Scheduler) -> int:
             say(_answer(run, asked))
         else:
             line.end(row)
-            return _exit_code(run, row)
+            sys.stderr.write("".join(f"{text}\n" for text in trouble(run, row, _last_outcome(run))))
+            return _exit_code(row, _last_outcome(run))
 
 
 def _until_ended(run: RunFolder, show: Callable[[Row], None]) -> Row:
@@ -82,13 +93,32 @@ def _answer(run: RunFolder, asked: int) -> str:
     return "\nstopping now; Ctrl-C again: leave it alone"
 
 
-def _exit_code(run: RunFolder, row: Row) -> int:
-    if row.state == RunState.DONE:
-        return int(ExitCode.FINISHED)
+def trouble(run: RunFolder, row: Row, last: Outcome | None) -> list[str]:
+    """Return what a person has to know about a run that did not end as wished, and the next command."""
+    said = last.message.splitlines() if last else []
+    back = f"python launch.py resume {run.path}"
     if row.state == RunState.HELD:
-        return int(ExitCode.HELD)
+        return [f"{run.name} is held: {row.why}", f"mend that, then: {back}"]
+    if row.state == RunState.FAILED:
+        return said[:3] if len(said) > 1 else [*said[:1], f"mend that, then: {back}"]
+    if row.state == RunState.LOST:
+        return [f"{run.name} {row.why}", f"bring it back with: {back}"]
+    failed = last and last.exit_code not in QUIET_CODES
+    return [*said[:2], f"it comes back with: {back}"] if failed and row.state != RunState.DONE else []
+
+
+def _last_outcome(run: RunFolder) -> Outcome | None:
     outcomes = gather(run).outcomes
-    return outcomes[-1].exit_code if outcomes else int(ExitCode.SUSPENDED)
+    return outcomes[-1] if outcomes else None
+
+
+def _exit_code(row: Row, last: Outcome | None) -> int:
+    fixed = {RunState.DONE: ExitCode.FINISHED, RunState.HELD: ExitCode.HELD}
+    if row.state in fixed:
+        return int(fixed[RunState(row.state)])
+    if last is not None:
+        return last.exit_code
+    return int(ExitCode.CANCELLED if row.state == RunState.CANCELLED else ExitCode.SUSPENDED)
 
 
 def _columns() -> int:

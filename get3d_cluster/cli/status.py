@@ -27,6 +27,7 @@ ENDED = frozenset(
     {RunState.DONE, RunState.SUSPENDED, RunState.HELD, RunState.CANCELLED, RunState.FAILED, RunState.LOST}
 )
 """Nothing happens any more until a person does something."""
+_STOPPED = {str(Cause.SUSPENDED): RunState.SUSPENDED, str(Cause.CANCELLED): RunState.CANCELLED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class Facts:
     saved_step: int = 0
     saved_age_s: float | None = None
     retry: RetryConfig = field(default_factory=RetryConfig)
+    held: str = ""
+    """Why the scheduler gave the run up until a person resumes it (hold.json)."""
+    stopped: str = ""
+    """Cause with which a person stopped it while no attempt could record that (stopped.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,8 @@ def gather(run: RunFolder) -> Facts:
         saved_step=saved_step,
         saved_age_s=max(0.0, now - saved_t) if saved_t else None,
         retry=_retry(run),
+        held=_word(run.hold_path, "why"),
+        stopped=_word(run.stopped_path, "cause"),
     )
 
 
@@ -144,6 +151,15 @@ def state_of(facts: Facts) -> tuple[RunState, str]:
         return RunState.RUNNING, facts.standing.why
     if facts.standing.state == "pending":
         return _pending_state(facts, last)
+    return _absent_state(facts, last)
+
+
+def _absent_state(facts: Facts, last: Outcome | None) -> tuple[RunState, str]:
+    """Return how a run stands that no scheduler has."""
+    if facts.held:
+        return RunState.HELD, f"{facts.held}{_added(_first_line(last))}"
+    if facts.stopped in _STOPPED:
+        return _STOPPED[facts.stopped], _first_line(last) or f"{facts.stopped} before it started"
     if last is None and not facts.attempts:
         return RunState.NEW, facts.standing.why or "never queued: give the submit command again"
     if last is None or last.attempt < max(facts.attempts):
@@ -182,7 +198,9 @@ def one_line(row: Row) -> str:
 def _pending_state(facts: Facts, last: Outcome | None) -> tuple[RunState, str]:
     came_back = last is not None and last.cause in (Cause.CRASHED, Cause.HUNG)
     waits = came_back and after_attempt(facts.outcomes, facts.retry).delay_s > 0
-    return RunState.BACKING_OFF if waits else RunState.PENDING, facts.standing.why
+    if not waits:
+        return RunState.PENDING, facts.standing.why
+    return RunState.BACKING_OFF, f"{facts.standing.why}{_added(_first_line(last))}"
 
 
 def _open_state(facts: Facts) -> tuple[RunState, str]:
@@ -194,7 +212,7 @@ def _open_state(facts: Facts) -> tuple[RunState, str]:
 
 def _left_state(facts: Facts, last: Outcome) -> tuple[RunState, str]:
     """Return how a run stands that neither runs nor waits."""
-    message = last.message.splitlines()[0] if last.message else ""
+    message = _first_line(last)
     if last.cause is Cause.SUSPENDED:
         return RunState.SUSPENDED, message or f"saved at step {last.saved_step}"
     if last.cause is Cause.CANCELLED:
@@ -205,6 +223,10 @@ def _left_state(facts: Facts, last: Outcome) -> tuple[RunState, str]:
     if decision.action is Action.HOLD:
         return RunState.HELD, f"{decision.why}{_added(message)}"
     return RunState.LOST, f"left as {last.cause} and is not queued{_added(facts.standing.why or message)}"
+
+
+def _first_line(outcome: Outcome | None) -> str:
+    return outcome.message.splitlines()[0] if outcome and outcome.message else ""
 
 
 def _added(text: str) -> str:
@@ -286,6 +308,12 @@ def _newest_checkpoint(run: RunFolder) -> tuple[int, float]:
         newest = max(found, key=lambda path: int(path.name[5:]), default=None)
         return (int(newest.name[5:]), newest.stat().st_mtime) if newest else (0, 0.0)
     return 0, 0.0
+
+
+def _word(path: Path, key: str) -> str:
+    with contextlib.suppress(Get3dError):
+        return str(read_json(path).get(key, ""))
+    return ""
 
 
 def _retry(run: RunFolder) -> RetryConfig:

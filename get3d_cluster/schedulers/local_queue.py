@@ -23,7 +23,7 @@ from pathlib import Path
 from get3d_cluster.config import read_section
 from get3d_cluster.core.job import Cause, Outcome, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
-from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError
+from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError, StorageError
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import local_files as files
@@ -195,7 +195,11 @@ class LocalQueue:
         taken = job.resources.num_workers * job.resources.gpus_per_worker
         gpus = tuple(free_gpus(self.jobs.values(), self.machine)[:taken])
         attempt = run.new_attempt()
-        files.write_order(run, attempt, Order(job=job.id, resources=job.resources, gpus=gpus))
+        try:
+            files.write_order(run, attempt, Order(job=job.id, resources=job.resources, gpus=gpus))
+        except StorageError:
+            run.attempt_dir(attempt).rmdir()
+            raise
         job = replace(job, attempt=attempt, started=time.monotonic(), gpus=gpus, why="", boot=env.boot_id())
         self._put(job)
         self._start_supervisor(job)
