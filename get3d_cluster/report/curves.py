@@ -62,8 +62,11 @@ class Chart:
 
 
 def charts(measurements: Sequence[Measurement], resume_steps: Sequence[int] = ()) -> list[Chart]:
-    """Group numbers by the first word of their names, such as ``loss`` in ``loss_g``, one chart a group."""
-    names = sorted({name for m in measurements for name in m.values})
+    """Group numbers by the first word of their names, such as ``loss`` in ``loss_g``, one chart a group.
+
+    What was zero all along, such as a count of skipped steps, is left out.
+    """
+    names = sorted({name for m in measurements for name, value in m.values.items() if value != 0.0})
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_first_word(name), []).append(name)

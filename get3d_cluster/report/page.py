@@ -63,9 +63,11 @@ class MeshCard:
 
     title: str
     picture: str
-    """Link to a turntable, else to the texture, else empty."""
+    """Link to a turntable, else to its views, else to the texture, else empty."""
     files: tuple[tuple[str, str], ...]
     """Link and label."""
+    is_sheet: bool = False
+    """A picture of many shapes, not the files of one."""
 
 
 def write_report(run_path: Path) -> Path:
@@ -201,10 +203,10 @@ def sample_series(samples: Sequence[Path]) -> list[SampleSeries]:
 
 
 def mesh_cards(meshes: Sequence[Path], run_path: Path) -> list[MeshCard]:
-    """Gather the files of each exported shape: those of one folder that share their name."""
+    """Gather the files of each exported shape: those of one folder that share their name up to its first dot."""
     groups: dict[Path, list[Path]] = {}
     for path in meshes:
-        groups.setdefault(path.with_suffix(""), []).append(path)
+        groups.setdefault(path.with_name(path.name.partition(".")[0] or path.name), []).append(path)
     return [_mesh_card(stem, paths, run_path) for stem, paths in groups.items()]
 
 
@@ -296,12 +298,18 @@ def _last_step(facts: RunFacts) -> int:
 def _mesh_card(stem: Path, paths: Sequence[Path], run_path: Path) -> MeshCard:
     moving = [p for p in paths if p.suffix.lower() in _TURNTABLES]
     still = [p for p in paths if p.suffix.lower() in {".png", ".jpg", ".jpeg"}]
+    views = [
+        p for p in still if p.suffixes[:-1]
+    ]  # such as shape-00001.views.png; the plain one is its texture
+    shown = [*moving, *views]
+    pictures = shown or still
     return MeshCard(
         title=stem.relative_to("meshes").as_posix(),
-        picture=link([*moving, *still][0]) if moving or still else "",
+        picture=link(pictures[0]) if pictures else "",
         files=tuple(
-            (link(p), f"{p.suffix[1:].upper()} {_size(run_path / p)}") for p in paths if p not in moving
+            (link(p), f"{p.suffix[1:].upper()} {_size(run_path / p)}") for p in paths if p not in shown
         ),
+        is_sheet=paths == still,
     )
 
 

@@ -71,7 +71,7 @@ def test_a_higher_value_is_drawn_higher_and_later_is_to_the_right() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[5.0], [0.0, 0.0], [-3.0, 4.0], [1e-9, 1e9], [7.0] * 999, [-1e300, 1e300]]
+    "values", [[5.0], [0.0, 1.0], [-3.0, 4.0], [1e-9, 1e9], [7.0] * 999, [-1e300, 1e300]]
 )
 def test_every_point_lies_on_the_paper(values: list[float]) -> None:
     (chart,) = charts(measured({"loss": values}))
@@ -176,3 +176,7 @@ def test_an_attempt_killed_without_a_word_lasts_as_long_as_its_outcome_says() ->
 def test_names_are_ordered_by_their_numbers() -> None:
     names = ["step-100", "step-20", "a", "step-3b", "step-3", "²", "10"]
     assert sorted(names, key=natural_key) == ["a", "step-3", "step-3b", "step-20", "step-100", "²", "10"]
+
+
+def test_what_was_zero_all_along_gets_no_chart() -> None:
+    assert charts(measured({"skipped_steps": [0.0, 0.0]})) == []
