@@ -38,7 +38,7 @@ def watches(
         if min(len(held_out), watch.measure_images) < 2:
             session.events.write("measure-off", why=f"{len(held_out)} images of other models give no floor")
         else:
-            ruler = Ruler(config, session, dataset, reference, held_out)
+            ruler = Ruler(config, dataset, reference, held_out)
             found.append(Watch(ruler.look, watch.measure_every_s, watch.budget))
     return found
 
@@ -69,20 +69,18 @@ class Ruler:
     def __init__(
         self,
         config: TrainerConfig,
-        session: Session,
         dataset: ImageDataset,
         reference: Sequence[int],
         held_out: Sequence[int],
     ) -> None:
         self._config = config
-        self._session = session
         self._dataset = dataset
         self._split = (reference, held_out)
         self._reals: tuple[Tensor, Tensor] | None = None
 
     def look(self, average: Generator, _position: Position) -> Mapping[str, float]:
-        """Return both distances; the first time their floors go to the log of events."""
-        config, is_first = self._config, self._reals is None
+        """Return both distances, each beside what real images of other models get."""
+        config = self._config
         reference, held_out = self._load()
         generated = random_images(
             average,
@@ -92,15 +90,12 @@ class Ruler:
             longest_px=MEASURED_PX,
         )
         report = measure_progress(generated, reference, held_out)
-        if is_first:
-            self._session.events.write(
-                "measure",
-                frechet_floor=report.distance_floor,
-                iou_floor=report.iou_floor,
-                num_generated=report.num_generated,
-                num_reference=report.num_reference,
-            )
-        return {"frechet_pooled": report.distance, "silhouette_iou": report.iou}
+        return {
+            "frechet_pooled": report.distance,
+            "frechet_floor": report.distance_floor,
+            "silhouette_iou": report.iou,
+            "silhouette_floor": report.iou_floor,
+        }
 
     def _load(self) -> tuple[Tensor, Tensor]:
         if self._reals is None:
