@@ -18,6 +18,7 @@ from get3d_cluster.errors import DifferenceError, Get3dError, SchedulerError, Us
 from get3d_cluster.runtime import lease
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import open_scheduler
+from get3d_cluster.schedulers.base import Scheduler
 
 START, WATCH, STOP, LOOK, CHECK = (
     "Start something",
@@ -27,6 +28,9 @@ START, WATCH, STOP, LOOK, CHECK = (
     "Check before you trust",
 )
 WATCH_S = 1.0
+LEAVE_S = 120.0
+"""Longest wait for a run that was told to leave."""
+LEAVE_POLL_S = 0.1
 
 app = typer.Typer(
     help="Train GET3D on a cluster that may take its machines back at any moment, without losing a step.\n\n"
@@ -75,6 +79,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Now = Annotated[
     bool, typer.Option("--now", help="Do not wait for the attempt to save: the last checkpoint stands.")
 ]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when the run has saved and left.")]
 
 RUNS_DIR = Path("runs")
 SIMULATIONS_DIR = Path("runs") / "simulations"
@@ -263,12 +268,12 @@ def show_logs(
 
 
 @app.command(rich_help_panel=STOP)
-def suspend(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False) -> None:
-    """Save a run and stop it; it stays away until you resume it.
+def suspend(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False, wait: Wait = True) -> None:
+    """Save a run and stop it; it stays away until you resume it. Returns when it has left.
 
     Example: python launch.py suspend car
     """
-    _stop(runs.find_run(runs_dir, run), Cause.SUSPENDED, now=now)
+    _stop(runs.find_run(runs_dir, run), Cause.SUSPENDED, now=now, wait=wait)
 
 
 @app.command(rich_help_panel=STOP)
@@ -296,12 +301,12 @@ def resume(
 
 
 @app.command(rich_help_panel=STOP)
-def cancel(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False) -> None:
+def cancel(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False, wait: Wait = True) -> None:
     """Stop a run for good. What it saved stays, and submit or resume would still continue it.
 
     Example: python launch.py cancel car --now
     """
-    _stop(runs.find_run(runs_dir, run), Cause.CANCELLED, now=now)
+    _stop(runs.find_run(runs_dir, run), Cause.CANCELLED, now=now, wait=wait)
 
 
 @app.command(name="checkpoints", rich_help_panel=LOOK)
@@ -451,7 +456,7 @@ def _is_over(run: RunFolder) -> bool:
     return status.row_of(status.gather(run)).state in status.ENDED
 
 
-def _stop(run: RunFolder, cause: Cause, *, now: bool) -> None:
+def _stop(run: RunFolder, cause: Cause, *, now: bool, wait: bool) -> None:
     """Stop a run and say what that means in its present state.
 
     Raises: SchedulerError if its scheduler does not answer; UsageError for a run that a person started by hand.
@@ -469,6 +474,19 @@ def _stop(run: RunFolder, cause: Cause, *, now: bool) -> None:
         return
     scheduler.stop(run, cause, now=now)
     say(_answer(run, cause, standing.state, now=now))
+    if wait and standing.state == "running":
+        say(_after_leaving(run, scheduler))
+
+
+def _after_leaving(run: RunFolder, scheduler: Scheduler) -> str:
+    """Wait until the scheduler has let go of the run; say how its last attempt ended."""
+    end_s = time.monotonic() + LEAVE_S
+    while scheduler.standing(run).state == "running":
+        if time.monotonic() > end_s:
+            return f"{run.name} is still leaving; watch it with: python launch.py status {run.path}"
+        time.sleep(LEAVE_POLL_S)
+    outcomes = run.outcomes()
+    return f"{run.name}: {outcomes[-1].cause}, {outcomes[-1].message}" if outcomes else f"{run.name} has left"
 
 
 def _answer(run: RunFolder, cause: Cause, state: str, *, now: bool) -> str:
