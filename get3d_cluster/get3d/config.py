@@ -70,6 +70,9 @@ class FieldsConfig:
     """Radius of that sphere, in world units."""
     background: float = 0.0
     """Colour of the background at the start: first bias of the colour layer; -1 is black."""
+    palette: bool = False
+    """Mix the colours of a shape from as many as there are texture_channels, chosen by its style (not upstream's).
+    Off: each channel has one colour for all shapes, which the style makes stronger or weaker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +132,8 @@ class GeneratorConfig:
     """From latent to style, one network for geometry and one for texture."""
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     """The planes."""
+    mirror_x: bool = False
+    """Make the left half of every shape the mirror image of its right half, x > 0: for cars (not upstream's)."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     """Distance, deformation and texture."""
     grid: GridConfig = field(default_factory=GridConfig)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from get3d_cluster.get3d.ops import LRELU_GAIN, ModulatedLinear, leaky_relu
+from get3d_cluster.get3d.ops import LRELU_GAIN, FullyConnected, ModulatedLinear, leaky_relu
 
 PLANE_AXES = ((0, 1), (1, 2), (0, 2))
 """Axes of the three planes: the first runs along the columns, the second along the rows."""
@@ -129,3 +129,26 @@ class Field(nn.Module):
 
     def _linear(self) -> list[ModulatedLinear]:
         return cast("list[ModulatedLinear]", list(self.layers))
+
+
+class Palette(nn.Module):
+    """Colours of each sample, a function of its style, and their mixing by texture features.
+
+    A mixture of few colours keeps a shape of one paint apart from a shape of another. It begins near the mean of its
+    colours everywhere. Not from the paper.
+    """
+
+    def __init__(self, num_colours: int, style_channels: int, background: float) -> None:
+        super().__init__()
+        self.shades = FullyConnected(style_channels, num_colours * 3, bias_init=1.0)
+        self.bias = nn.Parameter(torch.full((3,), background))
+
+    def matrices(self, w: Tensor) -> Tensor:  # [N, S] -> [N, K, 3]
+        """Return how the colours of each sample differ from the background."""
+        shades: Tensor = self.shades(w).unflatten(1, (-1, 3))
+        return shades
+
+    def tints(self, texture: Tensor, matrix: Tensor) -> Tensor:  # [P, K], [K, 3] -> [P, 3]
+        """Mix the colours of one sample."""
+        mixed: Tensor = texture.softmax(dim=1) @ matrix
+        return mixed

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from get3d_cluster.get3d import mapping, raster, tets
 from get3d_cluster.get3d.camera import clip_matrices
-from get3d_cluster.get3d.config import GeneratorConfig
-from get3d_cluster.get3d.fields import Field, lattice_features, lattice_matrix, point_features
+from get3d_cluster.get3d.config import FieldsConfig, GeneratorConfig
+from get3d_cluster.get3d.fields import Field, Palette, lattice_features, lattice_matrix, point_features
 from get3d_cluster.get3d.mapping import Latents, Mapping
 from get3d_cluster.get3d.ops import ModulatedLinear
 from get3d_cluster.get3d.raster import Meshes, Surface
@@ -69,9 +69,7 @@ class Generator(nn.Module):
         self.sdf_field = Field([*widths, 1], style, demodulate_output=demodulate)
         self.deformation_field = Field([*widths, 3], style, demodulate_output=demodulate)
         self.texture_field = Field([*widths, fields.texture_channels], style)
-        self.colour = ModulatedLinear(
-            fields.texture_channels, 3, style, demodulate=False, bias_init=fields.background
-        )
+        self.colour = _colour_layer(fields, style)
         self.register_buffer("w_avg_geo", torch.zeros(style))
         self.register_buffer("w_avg_tex", torch.zeros(style))
         self._register_grid()
@@ -141,7 +139,7 @@ class Generator(nn.Module):
     def planes(self, latents: Latents) -> Planes:
         """Compute the planes: most of the work, needed once for all views of a shape."""
         planes: Planes = self.trunk(latents)
-        return planes
+        return planes.mirrored() if self.config.mirror_x else planes
 
     def shapes(self, latents: Latents, *, closed: bool = False) -> Shapes:
         """Compute planes, distances and meshes; ``closed`` forces the box's boundary outside."""
@@ -172,7 +170,13 @@ class Generator(nn.Module):
         if config.sphere_gain:
             sdf = sdf + config.sphere_gain * (config.sphere_radius - self.grid_vertices.norm(dim=1))
         raw = self.deformation_field.evaluate(features, self.deformation_field.matrices(ws))
-        return sdf, torch.tanh(raw) * (grid.max_deformation / grid.num_cells)
+        deformation = torch.tanh(raw) * (grid.max_deformation / grid.num_cells)
+        return sdf, deformation * self._directions() if self.config.mirror_x else deformation
+
+    def _directions(self) -> Tensor:  # [V, 3]
+        """Return how a mirrored field moves vertices: away from the plane x = 0 on either side, and never off it."""
+        x = self.grid_vertices[:, :1].sign()
+        return torch.cat([x, torch.ones_like(x), torch.ones_like(x)], dim=1)
 
     # Appearance
 
@@ -202,8 +206,11 @@ class Generator(nn.Module):
         for i, own in enumerate(places.split(_counts(sample_index, len(colour)))):
             features = point_features(planes.tex[i], own)[None]
             texture = self.texture_field.evaluate(features, [matrix[i : i + 1] for matrix in field])
-            tints.append(texture[0] @ colour[i])
+            tints.append(self._tint(texture[0], colour[i]))
         return torch.cat(tints)
+
+    def _tint(self, texture: Tensor, colour: Tensor) -> Tensor:  # [P, K], [K, 3] -> [P, 3]
+        return self.colour.tints(texture, colour) if isinstance(self.colour, Palette) else texture @ colour
 
     def _limit(self, colours: Tensor) -> Tensor:
         return colours.clamp(-_COLOUR_LIMIT, _COLOUR_LIMIT)
@@ -250,6 +257,14 @@ class Generator(nn.Module):
         config = self.config.render
         matrices = clip_matrices(cameras[:, 0], cameras[:, 1], radius=config.radius, fov_deg=config.fov_deg)
         return raster.render_meshes(shapes.meshes, matrices, (size_px, size_px), mode=config.antialias)
+
+
+def _colour_layer(fields: FieldsConfig, style_channels: int) -> Palette | ModulatedLinear:
+    if fields.palette:
+        return Palette(fields.texture_channels, style_channels, fields.background)
+    return ModulatedLinear(
+        fields.texture_channels, 3, style_channels, demodulate=False, bias_init=fields.background
+    )
 
 
 def _counts(sample_index: Tensor, num_samples: int) -> list[int]:

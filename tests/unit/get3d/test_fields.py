@@ -8,6 +8,7 @@ from torch import Tensor
 from get3d_cluster.get3d import fields
 from get3d_cluster.get3d.fields import (
     Field,
+    Palette,
     interpolation_matrix,
     lattice_features,
     lattice_matrix,
@@ -104,3 +105,19 @@ def test_a_field_is_a_network_of_modulated_demodulated_layers() -> None:
 def test_the_output_can_be_left_undemodulated() -> None:
     field = Field([6, 7, 2], 4, demodulate_output=False)
     assert [layer.demodulate for layer in field.layers] == [True, False]
+
+
+def test_a_palette_mixes_colours_of_the_style_and_adds_none() -> None:
+    torch.manual_seed(0)
+    palette = Palette(4, 5, -1.0)
+    matrices = palette.matrices(torch.randn(2, 5))
+    assert matrices.shape == (2, 4, 3)
+    assert not torch.allclose(
+        matrices[0], matrices[1], atol=0.1
+    )  # every entry of it is the style's to choose
+    pure = palette.tints(100 * torch.eye(4), matrices[0])
+    assert torch.allclose(pure, matrices[0], atol=1e-6)
+    mixed = palette.tints(3 * torch.randn(100, 4), matrices[0])
+    assert (mixed <= matrices[0].amax(dim=0) + 1e-6).all()
+    assert (mixed >= matrices[0].amin(dim=0) - 1e-6).all()
+    assert torch.equal(palette.bias, torch.full((3,), -1.0))

@@ -17,7 +17,7 @@ from get3d_cluster.get3d.config import (
     TrunkConfig,
 )
 from get3d_cluster.get3d.discriminator import Discriminator
-from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.get3d.generator import Generator, Shapes
 from get3d_cluster.get3d.losses import discriminator_loss, generator_loss, r1_penalty
 from get3d_cluster.get3d.mapping import Latents
 
@@ -46,6 +46,8 @@ UPSTREAM = replace(
     grid=GridConfig(cells=6),
     render=RenderConfig(image_size_px=16),
 )
+OURS = replace(SMALL, mirror_x=True, fields=replace(SMALL.fields, palette=True))
+CONFIGS = {"small": SMALL, "upstream": UPSTREAM, "ours": OURS}
 CAMERAS = torch.tensor([[0.0, 1.3], [2.0, 1.2], [4.0, 1.5], [5.0, 1.4]])
 
 
@@ -54,10 +56,10 @@ def latents_of(generator: Generator, num: int = 4, seed: int = 1) -> Latents:
     return generator.map(z[0], z[1])
 
 
-@pytest.fixture(params=["small", "upstream"])
+@pytest.fixture(params=list(CONFIGS))
 def generator(request: pytest.FixtureRequest) -> Generator:
     torch.manual_seed(0)
-    return Generator(SMALL if request.param == "small" else UPSTREAM)
+    return Generator(CONFIGS[request.param])
 
 
 @pytest.fixture
@@ -149,7 +151,11 @@ def test_deformation_stays_within_its_limit(generator: Generator) -> None:
         generator.deformation_field.layers[-1].bias.fill_(100.0)
         shapes = generator.shapes(latents_of(generator))
     limit = generator.config.grid.max_deformation / 6
-    assert torch.allclose(shapes.deformation, torch.full(shapes.deformation.shape, limit))
+    moved = shapes.deformation
+    if generator.config.mirror_x:
+        assert torch.equal(moved[:, :, 0].sign(), generator.grid_vertices[:, 0].sign().expand(4, -1))
+        moved = moved[:, generator.grid_vertices[:, 0] > 0]
+    assert torch.allclose(moved, torch.full(moved.shape, limit))
 
 
 def test_meshes_are_closed_even_where_training_leaves_them_open(generator: Generator) -> None:
@@ -185,6 +191,54 @@ def test_the_scale_of_the_grid_scales_the_box_and_the_texture_look_up() -> None:
         return generator.colours(generator.planes(latents), latents, index, points)
 
     assert torch.allclose(colours(1.0), colours(0.5), atol=1e-5)
+
+
+@pytest.fixture
+def mirrored() -> Generator:
+    """Return a generator whose shapes are far from the sphere they start from, which is symmetric anyway."""
+    torch.manual_seed(0)
+    return Generator(replace(OURS, fields=replace(OURS.fields, sdf_gain=0.5, sphere_gain=1.0)))
+
+
+MIRROR = torch.tensor([-1.0, 1.0, 1.0])
+
+
+def farthest_from_its_image(shapes: Shapes) -> float:
+    """Return how far a vertex of the first mesh is from the nearest one of the mirror image."""
+    verts = shapes.meshes.mesh(0)[0].double()
+    return float(torch.cdist(verts * MIRROR, verts).amin(dim=1).max())
+
+
+def test_a_mirrored_shape_is_its_own_mirror_image(mirrored: Generator) -> None:
+    with torch.no_grad():
+        shapes = mirrored.shapes(latents_of(mirrored))
+        other = replace(mirrored.config, mirror_x=False)
+        plain = Generator(other)
+        plain.load_state_dict(mirrored.state_dict())
+        lopsided = plain.shapes(latents_of(mirrored))
+    assert len(shapes.meshes.mesh(0)[0]) > 20
+    assert farthest_from_its_image(shapes) < 1e-5
+    assert farthest_from_its_image(lopsided) > 1e-2
+
+
+def test_a_mirrored_deformation_keeps_the_middle_in_the_middle(mirrored: Generator) -> None:
+    with torch.no_grad():
+        deformation = mirrored.shapes(latents_of(mirrored)).deformation
+    middle = mirrored.grid_vertices[:, 0] == 0
+    assert not deformation[:, middle, 0].any()
+    assert deformation[:, ~middle, 0].all()
+    assert deformation[:, middle, 1:].all()
+
+
+def test_both_sides_of_a_mirrored_shape_have_the_same_colours(mirrored: Generator) -> None:
+    latents, whose = latents_of(mirrored), torch.zeros(50, dtype=torch.int64)
+    points = torch.rand(50, 3) - 0.5
+    with torch.no_grad():
+        planes = mirrored.planes(latents)
+        right, left = (mirrored.colours(planes, latents, whose, p) for p in (points, points * MIRROR))
+        turned = mirrored.colours(planes, latents, whose, points * torch.tensor([1.0, 1.0, -1.0]))
+    assert torch.allclose(left, right, atol=1e-5)
+    assert not torch.allclose(turned, right, atol=1e-2)
 
 
 # Images
