@@ -18,7 +18,7 @@ from get3d_cluster.dist.group import Group, SoloGroup, meet
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
 from get3d_cluster.runtime import failures, lease, loop
 from get3d_cluster.runtime.checkpoint import Checkpoints
-from get3d_cluster.runtime.env import describe, host, read_worker_env
+from get3d_cluster.runtime.env import describe, device_of, host, read_worker_env
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.failures import Failure
 from get3d_cluster.runtime.notices import Notices
@@ -176,7 +176,7 @@ class _Worker:
         return meet(folder, env.rank, env.world_size, host=host(), port=port, device=self._device())
 
     def _device(self) -> str:
-        return f"cuda:{self._env.local_rank}" if self._config.resources.gpus_per_worker else "cpu"
+        return device_of(self._env, self._config.resources.gpus_per_worker)
 
     def _session(self, group: Group) -> Session:
         return Session(

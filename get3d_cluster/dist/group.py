@@ -63,7 +63,7 @@ class SoloGroup:
 
 
 class TorchGroup:
-    """Workers that meet through ``torch.distributed``."""
+    """Workers that meet through ``torch.distributed``; what they exchange passes through memory of ``device``."""
 
     def __init__(self, rank: int, world_size: int, device: str = "cpu") -> None:
         self.rank = rank
@@ -73,9 +73,10 @@ class TorchGroup:
     def all_gather(self, tensor: "Tensor") -> "list[Tensor]":
         import torch
 
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        torch.distributed.all_gather(parts, tensor)
-        return parts
+        mine = tensor.to(self._device)  # gloo gathers in the memory of the host only
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(parts, mine)
+        return [part.to(tensor.device) for part in parts]
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         import torch
@@ -138,9 +139,21 @@ def meet(
             raise UsageError(where["error"], where["way_out"])
         address = "127.0.0.1" if where["host"] == host else where["host"]
         store = torch.distributed.TCPStore(address, where["port"], world_size, is_master=False, timeout=wait)
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
-    return TorchGroup(rank, world_size, device)
+    who = {"store": store, "rank": rank, "world_size": world_size, "timeout": wait}
+    if device.startswith("cuda") and _has_own_gpu(store, rank, world_size, device):
+        torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl", device_id=torch.device(device), **who)
+        return TorchGroup(rank, world_size, device)
+    torch.distributed.init_process_group("gloo", **who)
+    return TorchGroup(rank, world_size)
+
+
+def _has_own_gpu(store: Any, rank: int, world_size: int, device: str) -> bool:
+    """Say, alike on every worker, whether each has a GPU to itself: NCCL refuses two workers on one."""
+    import torch
+
+    store.set(f"gpu-of-{rank}", str(torch.cuda.get_device_properties(device).uuid))
+    return len({store.get(f"gpu-of-{other}") for other in range(world_size)}) == world_size
 
 
 def _announce(place: Path, data: dict[str, Any]) -> None:

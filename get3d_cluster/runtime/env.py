@@ -12,6 +12,8 @@ from typing import Any
 from get3d_cluster.errors import UsageError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+CUBLAS_VARIABLES = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Without it cuBLAS may choose another order of sums from call to call, and torch refuses to use it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,31 @@ def worker_variables(env: WorkerEnv, cpus: int, gpus: str = "") -> dict[str, str
     }
     if gpus:
         variables["CUDA_VISIBLE_DEVICES"] = gpus
-    return variables | dict.fromkeys(THREAD_VARIABLES, str(cpus))
+    return variables | CUBLAS_VARIABLES | dict.fromkeys(THREAD_VARIABLES, str(cpus))
+
+
+def device_of(env: WorkerEnv, gpus_per_worker: int) -> str:
+    """Return what this worker computes on: the first of its own GPUs, or the CPU. For a GPU it imports torch.
+
+    A scheduler may show a worker its own GPUs only, or all GPUs of the node: both are right here. More workers than
+    GPUs share them.
+
+    Raises: UsageError if no GPU can be used.
+    """
+    if not gpus_per_worker:
+        return "cpu"
+    import torch
+
+    for name, value in CUBLAS_VARIABLES.items():
+        os.environ.setdefault(name, value)  # a worker started by hand; read when CUDA is first used
+    visible = torch.cuda.device_count()
+    if not visible:
+        raise UsageError(
+            f"resources.gpus_per_worker={gpus_per_worker}, but torch {torch.__version__} sees no GPU on {host()} "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')})",
+            "set resources.gpus_per_worker=0 to compute on the CPU, or check nvidia-smi and the build of torch",
+        )
+    return f"cuda:{env.local_rank * gpus_per_worker % visible}"
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -143,9 +169,18 @@ def numeric_fingerprint() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
-        "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "fp32": _fp32_precisions() if cuda else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _fp32_precisions() -> dict[str, str]:
+    """Return how matrix products and convolutions treat float32: ieee, tf32, ... ; none: as torch.backends says."""
+    from torch import backends
+
+    conv = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch makes a class of this module
+    return {"matmul": backends.cuda.matmul.fp32_precision, "conv": conv}
 
 
 def describe() -> dict[str, Any]:
@@ -153,7 +188,7 @@ def describe() -> dict[str, Any]:
     ours = {
         key: value
         for key, value in os.environ.items()
-        if key.startswith(("GET3D_", "SLURM_", "OMP_", "CUDA_VISIBLE"))
+        if key.startswith(("GET3D_", "SLURM_", "OMP_", "CUDA_VISIBLE", "CUBLAS_"))
     }
     return {
         "host": host(),

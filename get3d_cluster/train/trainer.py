@@ -27,7 +27,7 @@ from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Session
-from get3d_cluster.train import ema
+from get3d_cluster.train import ema, numerics
 from get3d_cluster.train.config import OptimConfig, TrainerConfig
 from get3d_cluster.train.phases import (
     DISCRIMINATOR_NUMBERS,
@@ -70,6 +70,7 @@ class Get3dTrainer:
     def __init__(
         self, config: TrainerConfig, session: Session, dataset: ImageDataset, watches: Sequence[Watch] = ()
     ) -> None:
+        numerics.fix(session.device)
         self.config = config
         self._session = session
         self._dataset = dataset
