@@ -22,7 +22,11 @@ fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing system packages:$missing"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    export DEBIAN_FRONTEND=noninteractive
+    said=$(apt-get update -qq 2>&1 && apt-get install -y -qq --no-install-recommends $missing 2>&1) || {
+        echo "$said" | tail -n 20 >&2
+        exit 3
+    }
 else
     echo "missing system packages:$missing" >&2
     echo "install them, then try again: sudo apt-get install -y --no-install-recommends$missing" >&2
