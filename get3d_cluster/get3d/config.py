@@ -133,7 +133,7 @@ class GeneratorConfig:
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     """The planes."""
     mirror_x: bool = False
-    """Make the left half of every shape the mirror image of its right half, x > 0: for cars (not upstream's)."""
+    """Make every shape its own mirror image, left and right of x = 0: for cars (not upstream's)."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     """Distance, deformation and texture."""
     grid: GridConfig = field(default_factory=GridConfig)

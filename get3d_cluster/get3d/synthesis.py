@@ -22,15 +22,14 @@ class Planes:
     tex: Tensor  # [N, R, R, 3, C]
 
     def mirrored(self) -> "Planes":
-        """Return planes whose features at -x are those at x: the half of x < 0 is replaced."""
+        """Return planes whose features at -x are those at x: the mean of both, which has no crease at 0."""
         return Planes(geo=_mirrored(self.geo), tex=_mirrored(self.tex))
 
 
 def _mirrored(planes: Tensor) -> Tensor:  # [N, R, R, 3, C]
     xy, yz, xz = planes.unbind(3)
     both = torch.stack([xy, xz], dim=3)  # x runs along their columns
-    right = both[:, :, both.shape[2] // 2 :]
-    xy, xz = torch.cat([right.flip(2), right], dim=2).unbind(3)
+    xy, xz = torch.lerp(both, both.flip(2), 0.5).unbind(3)
     return torch.stack([xy, yz, xz], dim=3)
 
 
