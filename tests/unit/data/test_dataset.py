@@ -1,6 +1,5 @@
 import io
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +136,3 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     for number in (1, 2):
         with pytest.raises(UsageError, match=rf"s/m/00{number} in .*shard-00000.tar is not an image"):
             dataset.batch([number])
-
-
-def _seconds(act) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
