@@ -51,8 +51,8 @@ fmt: .venv/ready ## format the code
 bench: setup ## measure; ratios in one run, for docs/results.md
 	@$(PY) -m pytest -m bench tests/bench --timeout 3600 -s
 
-gpu: ## checks that need CUDA; installs nothing, skips loudly what is missing
-	@$${GPU_PYTHON:-python3} -m pytest -m gpu -o addopts="" -p no:cacheprovider tests -v -rs
+gpu: ## checks that need CUDA, or one part: PART=parity|exact|fullsize|speed; installs nothing; GPU_PYTHON=...
+	@$${GPU_PYTHON:-python3} -m tests.gpu $(PART)
 
 clean: ## remove the environments and what the demo made
 	rm -rf .venv .venv-render demo

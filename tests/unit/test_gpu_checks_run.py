@@ -1,0 +1,104 @@
+"""The checks of `make gpu` run on a CPU at toy sizes, so that they do not rot where there is no GPU."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from get3d_cluster import config as configuration
+from jobs.train import Config
+from tests.gpu import setting as shared
+from tests.gpu.__main__ import PARTS
+from tests.gpu.setting import Check, Setting, Skipped
+
+ROOT = Path(__file__).parents[2]
+CHECKS = [check for part in PARTS for check in importlib.import_module(f"tests.gpu.{part}").CHECKS]
+IN_PROCESSES = ("check_resume_in_a_new_process", "check_world_sizes")
+
+
+@pytest.fixture(autouse=True)
+def _switches() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(c, marks=[pytest.mark.long] * (c.__name__ in IN_PROCESSES), id=c.__name__) for c in CHECKS],
+)
+def test_a_check_runs_at_toy_size(check: Check, tmp_path: Path) -> None:
+    try:
+        facts = check(Setting(device="cpu", folder=tmp_path, toy=True))
+    except Skipped as reason:
+        pytest.skip(str(reason))
+    assert facts
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize(("name", "made"), [("tiny_test", shared.tiny_test), ("car", shared.car)])
+def test_the_sizes_are_those_of_the_configuration_files(name: str, made) -> None:
+    loaded = asdict(configuration.load(Config, ROOT / "jobs" / "configs" / f"{name}.yaml", []))
+    ours = asdict(made())
+    ours["data"].pop("path")  # counts from where the command was given
+    loaded["data"].pop("path")
+    assert {key: loaded[key] for key in ours} == ours
+
+
+def test_a_machine_with_torch_and_numpy_only_is_told_what_is_not_checked(tmp_path: Path) -> None:
+    missing = "numba,xxhash,PIL,safetensors,nvdiffrast,omegaconf,yaml,scipy,pytest,hypothesis,xatlas,trimesh"
+    command = [sys.executable, "-m", "tests.gpu", "parity", "--device", "cpu", "--toy"]
+    command += ["--only", "step", "--without", missing]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MISSING PIL" in done.stdout
+    told = json.loads((tmp_path / "gpu_results.json").read_text())
+    assert [row["result"] for row in told["parts"]["parity"]["checks"]] == ["info", "passed"]
+
+
+def test_without_cuda_nothing_counts_as_checked(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    command = [sys.executable, "-m", "tests.gpu", "parity"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "NOTHING CHECKED" in done.stdout
+
+
+def test_a_check_that_fails_or_takes_too_long_fails_the_part(tmp_path: Path) -> None:
+    from tests.gpu import __main__ as runner
+
+    def check_wrong(setting: Setting) -> shared.Facts:
+        shared.within(1e-3, {"something": 0.5})
+        return {}
+
+    setting = Setting(device="cpu", folder=tmp_path, toy=True)
+    row = runner._row(check_wrong, setting)
+    assert (row["result"], row["facts"]["why"]) == ("FAILED", "above 0.001: something 0.5")
+    options = runner._options_of(["parity", "--device", "cpu", "--toy", "--limit-s", "0.2"])
+    assert runner._part("parity", options) | {"seconds": 0} == {"exit_code": 1, "seconds": 0, "checks": []}
+    nan = torch.tensor([float("nan")])
+    with pytest.raises(AssertionError, match="not finite"):
+        shared.difference(nan, nan)
