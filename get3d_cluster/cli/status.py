@@ -15,6 +15,8 @@ from get3d_cluster.config import read_section
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, RetryConfig, RunState
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.errors import Get3dError
+from get3d_cluster.runtime.env import ProcessId
+from get3d_cluster.runtime.lease import read_lease
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.schedulers import open_scheduler
 from get3d_cluster.schedulers.base import Standing
@@ -103,7 +105,7 @@ def gather(run: RunFolder) -> Facts:
         attempts=run.attempts(),
         outcomes=_outcomes(run),
         progress=progress,
-        progress_age_s=now - progress["t"] if "t" in progress else None,
+        progress_age_s=now - progress["t"] if "t" in progress and not _is_abandoned(run) else None,
         saved_step=saved_step,
         saved_age_s=max(0.0, now - saved_t) if saved_t else None,
         retry=_retry(run),
@@ -267,6 +269,16 @@ def _standing(run: RunFolder, spec: JobSpec) -> Standing:
         return open_scheduler(spec.scheduler).standing(run)
     except Get3dError as error:
         return Standing(state="unknown", why=error.what)
+
+
+def _is_abandoned(run: RunFolder) -> bool:
+    """Say whether whoever worked on the run last is provably gone: then fresh progress is no sign of life."""
+    with contextlib.suppress(Get3dError, KeyError):
+        held = read_lease(run.lease_path)
+        if held is not None:
+            holder = ProcessId(host=held["host"], pid=held["pid"], start=held["start"], boot=held["boot"])
+            return bool(held.get("released")) or holder.is_alive() is False
+    return False
 
 
 def _outcomes(run: RunFolder) -> list[Outcome]:

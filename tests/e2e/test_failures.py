@@ -195,7 +195,7 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("how", ["deleted", "not mounted", "all damaged"])
+@pytest.mark.parametrize("how", ["not there", "all damaged"])
 def test_run_whose_checkpoints_are_gone_never_starts_over(queue, tmp_path, finished, how):
     run = run_of(tmp_path)
     shutil.copytree(finished.path, run.path)
@@ -208,15 +208,11 @@ def test_run_whose_checkpoints_are_gone_never_starts_over(queue, tmp_path, finis
             path.write_bytes(path.read_bytes()[:-1])
     else:
         shutil.rmtree(run.checkpoints_dir)
-    if how == "not mounted":
-        run.checkpoints_dir.symlink_to(tmp_path / "gone")
-    for _ in range(2 if how == "all damaged" else 1):
-        done = launch(*words(tmp_path), STEPS)
-        assert done.returncode == 4, done.stdout
-        told(done, "checkpoint", "--name")
+    done = launch(*words(tmp_path), STEPS)
+    assert done.returncode == 4, done.stdout
+    told(done, "checkpoint", "--name")
     assert {outcome.cause for outcome in run.outcomes()} == {Cause.REFUSED}
-    if how == "not mounted":
-        run.checkpoints_dir.unlink()
+    if how == "not there":
         elsewhere.rename(run.checkpoints_dir)
         finish(run)
         assert events(run, "resume")[-1]["step"] == 60

@@ -15,7 +15,7 @@ import pytest
 from get3d_cluster.core.job import Cause
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder
-from tests.launching import ROOT, start_python, told, wait_until
+from tests.launching import ROOT, launch, start_python, status, told, wait_until
 from tests.workers import PLAIN, final_digest, logs, make_run, run_to_end, start, stop, wait, wait_for_step
 
 PARTS = "tests.jobs_for_tests.slow_parts"
@@ -98,15 +98,20 @@ def test_notices_while_building_loading_saving_and_in_the_last_step_lose_nothing
     assert [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 13))
 
 
-def test_closed_terminal_does_not_stop_a_worker_that_was_started_by_hand(tmp_path, uninterrupted):
-    run = make_run(tmp_path / "run", PARTS, "step_s=0.05")
+def test_worker_started_by_hand_survives_its_terminal_and_is_told_how_to_stop(tmp_path, uninterrupted):
+    run = make_run(tmp_path / "run", PARTS, "step_s=0.3")
     process = start_python("-m", "get3d_cluster.worker", run.path, start_new_session=True)
     with process:
-        wait_for_step(run, 2)
+        wait_for_step(run, 1)
         os.killpg(process.pid, signal.SIGHUP)
-        process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert final_digest(run) == uninterrupted
+        done = launch("suspend", run.path)
+        assert done.returncode == 2
+        told(done, f"pid {process.pid}", f"kill -TERM {process.pid}")
+        process.kill()
+        process.communicate()
+    assert status(run)["state"] == "LOST"
+    assert "nothing to stop" in launch("suspend", run.path).stdout
+    assert run_to_end(run) == uninterrupted
 
 
 ON_FULL_DISK = """
