@@ -74,6 +74,13 @@ class FieldsConfig:
     """Mix the colours of a shape from as many as there are texture_channels, chosen by its style (not upstream's).
     Off: each channel has one colour for all shapes, which the style makes stronger or weaker."""
 
+    def __post_init__(self) -> None:
+        if self.palette and self.texture_channels < 2:
+            raise UsageError(
+                f"texture_channels={self.texture_channels} leaves a palette nothing to mix",
+                "Set texture_channels to the number of colours of a shape, 2 or more.",
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridConfig:

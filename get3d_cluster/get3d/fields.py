@@ -131,17 +131,30 @@ class Field(nn.Module):
         return cast("list[ModulatedLinear]", list(self.layers))
 
 
+_PAINT, _OWN = 0.5, 0.2
+"""How much colours vary between shapes at the start: as shades of a paint, and each by itself."""
+
+
 class Palette(nn.Module):
     """Colours of each sample, a function of its style, and their mixing by texture features.
 
-    A mixture of few colours keeps a shape of one paint apart from a shape of another. It begins near the mean of its
-    colours everywhere. Not from the paper.
+    They begin as shades of one paint, from black up, so that a shape has few hues from the start; all of them can move
+    away. Not from the paper.
     """
 
     def __init__(self, num_colours: int, style_channels: int, background: float) -> None:
         super().__init__()
-        self.shades = FullyConnected(style_channels, num_colours * 3, bias_init=1.0)
+        self.shades = FullyConnected(style_channels, num_colours * 3)
         self.bias = nn.Parameter(torch.full((3,), background))
+        self._begin(torch.linspace(0, 2, num_colours)[:, None])
+
+    @torch.no_grad()
+    def _begin(self, levels: Tensor) -> None:  # [K, 1]
+        """Give each colour its share of the paint, and a little of its own, without which none could be chosen."""
+        own = self.shades.weight.unflatten(0, (-1, 3))
+        paint = torch.randn_like(own[0])
+        self.shades.weight.copy_((_PAINT * levels[:, :, None] * paint + _OWN * own).flatten(0, 1))
+        self.shades.bias.copy_(levels.expand(-1, 3).flatten())
 
     def matrices(self, w: Tensor) -> Tensor:  # [N, S] -> [N, K, 3]
         """Return how the colours of each sample differ from the background."""

@@ -1,5 +1,7 @@
 """Sampling of planes, and the networks of points."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,3 +123,12 @@ def test_a_palette_mixes_colours_of_the_style_and_adds_none() -> None:
     assert (mixed <= matrices[0].amax(dim=0) + 1e-6).all()
     assert (mixed >= matrices[0].amin(dim=0) - 1e-6).all()
     assert torch.equal(palette.bias, torch.full((3,), -1.0))
+
+
+def test_a_palette_begins_as_shades_of_one_paint() -> None:
+    torch.manual_seed(0)
+    black, *shades = Palette(4, 64, -1.0).matrices(torch.randn(500, 64)).unbind(1)
+    assert black.abs().mean() < 0.3
+    for darker, lighter in pairwise(shades):
+        assert lighter.mean() > darker.mean() + 0.4
+        assert torch.corrcoef(torch.stack([lighter[:, 0], darker[:, 0]]))[0, 1] > 0.7
