@@ -1,0 +1,56 @@
+"""The values of a configuration that is there: as YAML, by dotted path, with other paths."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from get3d_cluster.config.yaml12 import written, written_on_one_line
+
+ConfigT = TypeVar("ConfigT")
+
+
+def anchored(config: ConfigT, folder: Path) -> ConfigT:
+    """Return ``config`` with every relative path taken from ``folder``: workers compute in another one."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cast(Any, config)):
+        value = getattr(config, field.name)
+        if isinstance(value, Path):
+            values[field.name] = folder / value
+        elif dataclasses.is_dataclass(value):
+            values[field.name] = anchored(value, folder)
+    return cast(ConfigT, dataclasses.replace(cast(Any, config), **values))
+
+
+def save_text(config: Any) -> str:
+    """Return all resolved values as YAML that ``load`` turns back into an equal configuration."""
+    return written(plain(config))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return the resolved values as nested dictionaries and lists, for YAML and JSON."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values by dotted path."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= flat(value, f"{prefix}{field.name}.")
+        else:
+            values[prefix + field.name] = value
+    return values
+
+
+def show(value: Any) -> str:
+    """Return ``value`` as it would be written on a command line or in YAML, on one line."""
+    return written_on_one_line(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(element) for element in value] if isinstance(value, tuple | list) else value
