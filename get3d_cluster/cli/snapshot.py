@@ -33,6 +33,7 @@ def write_snapshot(folder: Path, repository: Path = REPOSITORY, without: Sequenc
         if not any((repository / path).is_relative_to(top) for top in excluded)
     ]
     copied = sum(_copy(repository / path, folder / "code" / path) for path in sorted(chosen))
+    _copy_kernels(repository, folder / "code")
     _describe(folder, repository, copied, large)
 
 
@@ -81,6 +82,12 @@ def _copy(source: Path, target: Path) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target, follow_symlinks=False)
     return True
+
+
+def _copy_kernels(repository: Path, code: Path) -> None:
+    """Take numba's compiled kernels along, which it finds by name and the time of their source: seconds at a start."""
+    for kernel in (repository / "get3d_cluster").rglob("__pycache__/*.nb[ic]"):
+        _copy(kernel, code / kernel.relative_to(repository))
 
 
 def _num_bytes(path: Path) -> int:
