@@ -1,13 +1,13 @@
 """Every error a user can act on, and the exit code it ends a process with.
 
-    Get3dError                    1  a bug, unless it is one of:
-      UsageError                  2  command line, configuration, unusable data
-      SchedulerError              3  the scheduler refused or cannot be reached
-      CheckpointError             4  no usable checkpoint although there should be one
-      StorageError                5  storage full or not writable
-      DifferenceError             6  `simulate` or `checkpoints --verify` found a difference
-      FencedError                77  another attempt owns the run
-      HeldError                  93  held for a person
+Get3dError                    1  a bug, unless it is one of:
+  UsageError                  2  command line, configuration, unusable data
+  SchedulerError              3  the scheduler refused or cannot be reached
+  CheckpointError             4  no usable checkpoint although there should be one
+  StorageError                5  storage full or not writable
+  DifferenceError             6  `simulate` or `checkpoints --verify` found a difference
+  FencedError                77  another attempt owns the run
+  HeldError                  93  held for a person
 """
 
 from enum import IntEnum

@@ -32,13 +32,15 @@ def make(config: Config, session: Session) -> Work:
     import torch
 
     from get3d_cluster.dist.tree import GradientReducer, PhasePlan
-    from get3d_cluster.runtime.checkpoint import optimizer_state, load_optimizer
+    from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
 
     class Plain:
         def __init__(self) -> None:
             torch.manual_seed(0)
             torch.set_num_threads(1)
-            self.net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Softplus(), torch.nn.Linear(16, 1))
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(3, 16), torch.nn.Softplus(), torch.nn.Linear(16, 1)
+            )
             self.adam = torch.optim.Adam(self.net.parameters(), lr=config.lr)
             self.reducer = GradientReducer(
                 PhasePlan("main", self.net.named_parameters()), session.group, config.num_shards
@@ -46,7 +48,9 @@ def make(config: Config, session: Session) -> Work:
             self.done = 0
 
         def position(self) -> Position:
-            return Position(step=self.done, num_steps=config.num_steps, epoch=self.done // 10, images=8 * self.done)
+            return Position(
+                step=self.done, num_steps=config.num_steps, epoch=self.done // 10, images=8 * self.done
+            )
 
         def is_done(self) -> bool:
             return self.done >= config.num_steps
@@ -64,7 +68,11 @@ def make(config: Config, session: Session) -> Work:
             session.metrics.write(self.done, images=8 * self.done)
 
         def state(self) -> Mapping[str, Any]:
-            return {"net": self.net.state_dict(), "adam": optimizer_state(self.adam), "counters": {"done": self.done}}
+            return {
+                "net": self.net.state_dict(),
+                "adam": optimizer_state(self.adam),
+                "counters": {"done": self.done},
+            }
 
         def load(self, state: Mapping[str, Any]) -> None:
             self.net.load_state_dict(state["net"])
