@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.train import numerics
 from tests.gpu.setting import (
     Facts,
     Setting,
@@ -66,6 +67,7 @@ def _millions(model: torch.nn.Module) -> float:
 
 def check_mesh(setting: Setting) -> Facts:
     """What an untrained generator's shapes cost: triangles, covered pixels."""
+    numerics.fix(setting.device)
     torch.manual_seed(0)
     config = full_size(setting).generator
     generator = Generator(config).to(setting.device)

@@ -14,9 +14,11 @@ import torch
 
 from get3d_cluster import config as configuration
 from jobs.train import Config
+from tests.gpu import fullsize, parity
 from tests.gpu import setting as shared
 from tests.gpu.__main__ import PARTS
 from tests.gpu.setting import Check, Setting, Skipped
+from tests.pretend_cuda import pretend_cuda
 
 ROOT = Path(__file__).parents[2]
 CHECKS = [check for part in PARTS for check in importlib.import_module(f"tests.gpu.{part}").CHECKS]
@@ -41,7 +43,37 @@ def test_a_check_runs_at_toy_size(check: Check, tmp_path: Path) -> None:
     except Skipped as reason:
         pytest.skip(str(reason))
     assert facts
-    json.dumps(facts)
+    assert "does not work" not in json.dumps(facts)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("check", [*parity.CHECKS[:-1], *fullsize.CHECKS], ids=lambda check: check.__name__)
+def test_nothing_mixes_devices_or_uses_what_is_not_deterministic_on_cuda(
+    check: Check, tmp_path: Path
+) -> None:
+    with pretend_cuda() as device:
+        assert check(Setting(device=device, folder=tmp_path, toy=True))
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
+    with pretend_cuda() as device:
+        there, here = torch.ones(2, 3, device=device), torch.ones(2, 3)
+        assert (there.is_cuda, here.is_cuda, (there + 1).sum().item()) == (True, False, 12)
+        for mixed in (lambda: there + here, lambda: torch.cat([here, there]), lambda: here.add_(there)):
+            with pytest.raises(RuntimeError, match="tensors on cuda:0 and cpu"):
+                mixed()
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert there.cpu().numpy().sum() == 6
+        there.cpu().zero_()
+        assert there.sum().item() == 6
+        torch.use_deterministic_algorithms(mode=True)
+        image = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
+        looked_up = torch.nn.functional.grid_sample(
+            image, torch.zeros(1, 2, 2, 2, device=device), align_corners=False
+        )
+        with pytest.raises(RuntimeError, match="deterministic"):
+            looked_up.sum().backward()
 
 
 @pytest.mark.parametrize(("name", "made"), [("tiny_test", shared.tiny_test), ("car", shared.car)])
