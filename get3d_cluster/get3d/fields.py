@@ -131,7 +131,7 @@ class Field(nn.Module):
         return cast("list[ModulatedLinear]", list(self.layers))
 
 
-_PAINT, _OWN = 0.5, 0.2
+_PAINT, _OWN = 0.5, 0.1
 """How much colours vary between shapes at the start: as shades of a paint, and each by itself."""
 
 
@@ -150,10 +150,10 @@ class Palette(nn.Module):
 
     @torch.no_grad()
     def _begin(self, levels: Tensor) -> None:  # [K, 1]
-        """Give each colour its share of the paint, and a little of its own, without which none could be chosen."""
+        """Give each colour its share of the paint, and a little of its own; black has none of either."""
         own = self.shades.weight.unflatten(0, (-1, 3))
         paint = torch.randn_like(own[0])
-        self.shades.weight.copy_((_PAINT * levels[:, :, None] * paint + _OWN * own).flatten(0, 1))
+        self.shades.weight.copy_((levels[:, :, None] * (_PAINT * paint + _OWN * own)).flatten(0, 1))
         self.shades.bias.copy_(levels.expand(-1, 3).flatten())
 
     def matrices(self, w: Tensor) -> Tensor:  # [N, S] -> [N, K, 3]

@@ -128,7 +128,7 @@ def test_a_palette_mixes_colours_of_the_style_and_adds_none() -> None:
 def test_a_palette_begins_as_shades_of_one_paint() -> None:
     torch.manual_seed(0)
     black, *shades = Palette(4, 64, -1.0).matrices(torch.randn(500, 64)).unbind(1)
-    assert black.abs().mean() < 0.3
+    assert not black.any()
     for darker, lighter in pairwise(shades):
         assert lighter.mean() > darker.mean() + 0.4
-        assert torch.corrcoef(torch.stack([lighter[:, 0], darker[:, 0]]))[0, 1] > 0.7
+        assert torch.corrcoef(torch.stack([lighter[:, 0], darker[:, 0]]))[0, 1] > 0.9
