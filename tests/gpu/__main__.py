@@ -85,7 +85,8 @@ def _part(part: str, options: argparse.Namespace) -> dict[str, Any]:
             code = 1
         checks = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     seconds = round(time.monotonic() - begun, 1)
-    return {"exit_code": min(abs(code), 2), "seconds": seconds, "checks": checks}
+    how = {"device": options.device, "toy": options.toy, "t": time.time()}
+    return {**how, "exit_code": min(abs(code), 2), "seconds": seconds, "checks": checks}
 
 
 def _environment() -> dict[str, str]:
@@ -188,7 +189,8 @@ def _summary(told: dict[str, Any]) -> str:
         kinds = [check["result"] for check in result["checks"]]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("passed", "SKIPPED", "FAILED"))
         late = "" if result["exit_code"] in (0, 1) else "; NOTHING CHECKED"
-        lines.append(f"{part:10} {counts}  in {result['seconds']:g} s{late}")
+        toy = " at toy sizes" if result["toy"] else ""
+        lines.append(f"{part:10} {counts}  in {result['seconds']:g} s on {result['device']}{toy}{late}")
         lines += [
             f"    {check['result']} {check['check']}: {check['facts']['why'].splitlines()[0][:150]}"
             for check in result["checks"]

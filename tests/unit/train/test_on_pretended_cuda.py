@@ -33,7 +33,10 @@ def begun(folder: Path, data: Path, device: str, *overrides: str) -> Any:
     return make(config, replace(setup.session(folder), device=device))
 
 
-@pytest.mark.parametrize("overrides", [(), OTHER_WAYS], ids=["defaults", "other ways"])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), id="defaults"), pytest.param(OTHER_WAYS, id="other ways", marks=pytest.mark.long)],
+)
 def test_training_showing_and_resuming_keep_to_one_device(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     data = setup.dataset(tmp_path / "data")
     with pretend_cuda() as device:
