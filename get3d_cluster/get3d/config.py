@@ -71,8 +71,8 @@ class FieldsConfig:
     background: float = 0.0
     """Colour of the background at the start: first bias of the colour layer; -1 is black."""
     palette: bool = False
-    """Mix the colours of a shape from as many as there are texture_channels, chosen by its style (not upstream's).
-    Off: each channel has one colour for all shapes, which the style makes stronger or weaker."""
+    """Mix the colours of a shape from texture_channels colours: shares of its own paint, and what is common to all
+    shapes (not upstream's). Off: each channel adds a colour of its own, which the style makes stronger or weaker."""
 
     def __post_init__(self) -> None:
         if self.palette and self.texture_channels < 2:

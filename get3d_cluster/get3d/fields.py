@@ -15,6 +15,9 @@ from get3d_cluster.get3d.ops import LRELU_GAIN, FullyConnected, ModulatedLinear,
 PLANE_AXES = ((0, 1), (1, 2), (0, 2))
 """Axes of the three planes: the first runs along the columns, the second along the rows."""
 
+_PAINT_DEVIATION = 0.5
+"""How much the paint varies between shapes at the start; black is 0 and white is 2."""
+
 
 def interpolation_matrix(
     coordinates: Tensor,  # [A] in [-1, 1]
@@ -131,35 +134,26 @@ class Field(nn.Module):
         return cast("list[ModulatedLinear]", list(self.layers))
 
 
-_PAINT, _OWN = 0.5, 0.1
-"""How much colours vary between shapes at the start: as shades of a paint, and each by itself."""
-
-
 class Palette(nn.Module):
-    """Colours of each sample, a function of its style, and their mixing by texture features.
+    """Colours of each sample, and their mixing by texture features.
 
-    They begin as shades of one paint, from black up, so that a shape has few hues from the start; all of them can move
-    away. Not from the paper.
+    Each colour is a share of the sample's one paint plus a colour that all samples have in common: paint, glass, tyres,
+    lamps. They begin as shades of the paint, from black up. Not from the paper.
     """
 
     def __init__(self, num_colours: int, style_channels: int, background: float) -> None:
         super().__init__()
-        self.shades = FullyConnected(style_channels, num_colours * 3)
+        self.paint = FullyConnected(style_channels, 3, bias_init=1.0)
+        self.share = nn.Parameter(torch.linspace(0, 2, num_colours))
+        self.common = nn.Parameter(torch.zeros(num_colours, 3))
         self.bias = nn.Parameter(torch.full((3,), background))
-        self._begin(torch.linspace(0, 2, num_colours)[:, None])
-
-    @torch.no_grad()
-    def _begin(self, levels: Tensor) -> None:  # [K, 1]
-        """Give each colour its share of the paint, and a little of its own; black has none of either."""
-        own = self.shades.weight.unflatten(0, (-1, 3))
-        paint = torch.randn_like(own[0])
-        self.shades.weight.copy_((levels[:, :, None] * (_PAINT * paint + _OWN * own)).flatten(0, 1))
-        self.shades.bias.copy_(levels.expand(-1, 3).flatten())
+        with torch.no_grad():
+            self.paint.weight.mul_(_PAINT_DEVIATION)
 
     def matrices(self, w: Tensor) -> Tensor:  # [N, S] -> [N, K, 3]
         """Return how the colours of each sample differ from the background."""
-        shades: Tensor = self.shades(w).unflatten(1, (-1, 3))
-        return shades
+        paint: Tensor = self.paint(w)
+        return self.share[:, None] * paint[:, None] + self.common
 
     def tints(self, texture: Tensor, matrix: Tensor) -> Tensor:  # [P, K], [K, 3] -> [P, 3]
         """Mix the colours of one sample."""

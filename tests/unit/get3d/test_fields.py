@@ -1,7 +1,5 @@
 """Sampling of planes, and the networks of points."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,26 +107,32 @@ def test_the_output_can_be_left_undemodulated() -> None:
     assert [layer.demodulate for layer in field.layers] == [True, False]
 
 
-def test_a_palette_mixes_colours_of_the_style_and_adds_none() -> None:
-    torch.manual_seed(0)
-    palette = Palette(4, 5, -1.0)
-    matrices = palette.matrices(torch.randn(2, 5))
-    assert matrices.shape == (2, 4, 3)
-    assert not torch.allclose(
-        matrices[0], matrices[1], atol=0.1
-    )  # every entry of it is the style's to choose
-    pure = palette.tints(100 * torch.eye(4), matrices[0])
-    assert torch.allclose(pure, matrices[0], atol=1e-6)
-    mixed = palette.tints(3 * torch.randn(100, 4), matrices[0])
-    assert (mixed <= matrices[0].amax(dim=0) + 1e-6).all()
-    assert (mixed >= matrices[0].amin(dim=0) - 1e-6).all()
-    assert torch.equal(palette.bias, torch.full((3,), -1.0))
-
-
-def test_a_palette_begins_as_shades_of_one_paint() -> None:
-    torch.manual_seed(0)
+def test_a_palette_begins_as_shades_of_one_paint_from_black() -> None:
     black, *shades = Palette(4, 64, -1.0).matrices(torch.randn(500, 64)).unbind(1)
     assert not black.any()
-    for darker, lighter in pairwise(shades):
-        assert lighter.mean() > darker.mean() + 0.4
-        assert torch.corrcoef(torch.stack([lighter[:, 0], darker[:, 0]]))[0, 1] > 0.9
+    for k, shade in enumerate(shades, 1):
+        assert torch.allclose(shade, shades[0] * k)
+    assert 0.4 < shades[-1].std() / 2 < 0.6
+
+
+def test_a_palette_varies_by_the_paint_alone() -> None:
+    palette = Palette(4, 5, -1.0)
+    with torch.no_grad():
+        palette.share[1] = 0.0
+        palette.common.copy_(torch.randn(4, 3))
+    one, other = palette.matrices(torch.randn(2, 5))
+    assert torch.equal(one[1], palette.common[1])
+    difference = other - one
+    assert difference[2].norm() > 0.1
+    assert torch.linalg.matrix_rank(difference, atol=1e-5) == 1
+
+
+def test_a_palette_mixes_its_colours_and_adds_none() -> None:
+    palette = Palette(4, 5, -1.0)
+    (colours,) = palette.matrices(torch.randn(1, 5))
+    assert torch.allclose(palette.tints(100 * torch.eye(4), colours), colours, atol=1e-6)
+    mixed = palette.tints(3 * torch.randn(100, 4), colours)
+    assert (mixed <= colours.amax(dim=0) + 1e-6).all()
+    assert (mixed >= colours.amin(dim=0) - 1e-6).all()
+    assert mixed.std(dim=0).min() > 0.1
+    assert torch.equal(palette.bias, torch.full((3,), -1.0))
