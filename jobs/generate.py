@@ -61,10 +61,11 @@ def make(config: Config, session: Session) -> ItemWork:
     """Build the work of one worker. Raises: UsageError if the run has no usable checkpoint."""
     import torch
 
+    from get3d_cluster.train import numerics
     from jobs._shapes import ShapeMaker
 
     torch.set_num_threads(session.resources.cpus_per_worker)
-    torch.use_deterministic_algorithms(mode=True)
+    numerics.fix(session.device)
     training = RunFolder.open(config.run)
     source = _source(config, session, training)
     out = config.out or training.meshes_dir

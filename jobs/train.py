@@ -40,9 +40,6 @@ def make(config: Config, session: Session) -> Work:
     from jobs._watches import watches
 
     torch.set_num_threads(session.resources.cpus_per_worker)
-    torch.use_deterministic_algorithms(mode=True)
-    # A check for bugs that costs a pass over all new memory; torch sets the flag through the module's class.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     folder, size = config.data.path, config.generator.render.image_size_px
     dataset = ImageDataset(folder, size, config.data.mask, device=session.device)
     shown = watches(config, session, dataset, PackedImages(folder).samples) if session.rank == 0 else []
