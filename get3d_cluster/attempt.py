@@ -235,7 +235,7 @@ class _Worker:
             self._lease.release()
         self._notices.ignore()
         decision = after_attempt(self._run.outcomes(), getattr(self._config, "retry", RetryConfig()))
-        if decision.action is Action.REQUEUE and self._env.attempt:
+        if decision.action is Action.REQUEUE and self._env.scheduler_job:
             self._requeue(decision.delay_s)
 
     def _requeue(self, delay_s: float) -> None:

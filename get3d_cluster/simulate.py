@@ -21,13 +21,13 @@ from typing import Any
 
 from get3d_cluster.config import find_job, save_text
 from get3d_cluster.core.job import JobSpec
-from get3d_cluster.core.shards import shards_of
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
 from get3d_cluster.runtime.env import WorkerEnv, child_environment, worker_variables
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 
 POLL_S = 0.02
+PEERS_S = 60.0
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 COME_BACK = (ExitCode.SUSPENDED, ExitCode.SUSPENDED_PERIODIC)
 
@@ -114,13 +114,23 @@ def start_workers(run: RunFolder, world_size: int) -> list[subprocess.Popen[byte
 
 
 def wait(workers: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Return the exit codes. Nothing is left running, however this is left."""
+    """Return the exit codes. Nothing is left running, however this is left.
+
+    Workers that are still there ``PEERS_S`` after another one failed are killed: they wait for it in vain.
+    """
+    failed_s: float | None = None
     try:
-        return [worker.wait() for worker in workers]
+        while any(worker.poll() is None for worker in workers):
+            if failed_s is None and any(worker.poll() for worker in workers):
+                failed_s = time.monotonic()
+            if failed_s is not None and time.monotonic() - failed_s > PEERS_S:
+                break
+            time.sleep(POLL_S)
     finally:
         for worker in workers:
             if worker.poll() is None:
                 worker.kill()
+    return [worker.wait() for worker in workers]
 
 
 def _check(job: str, config: Any, plan: Plan) -> None:
@@ -130,12 +140,11 @@ def _check(job: str, config: Any, plan: Plan) -> None:
         )
     if not 0 <= plan.kill_ratio <= 1 or not 0 <= plan.first < plan.last <= 1:
         raise UsageError(f"kill_ratio={plan.kill_ratio} must lie between 0 and 1", "try --kill-ratio 0.5")
-    num_shards = getattr(getattr(config, "batch", config), "num_shards", None)
-    for world_size in plan.worlds:
-        try:
-            shards_of(0, world_size, num_shards or world_size)
-        except ValueError as error:
-            raise UsageError(f"--worlds {world_size}: {error}", "name smaller worlds") from None
+    most = getattr(find_job(job), "most_workers", lambda _: max(plan.worlds))(config)
+    if max(plan.worlds) > most:
+        raise UsageError(
+            f"--worlds {max(plan.worlds)}: this run can use {most} workers at most", "name smaller worlds"
+        )
 
 
 def _new_run(path: Path, job: str, config: Any) -> RunFolder:

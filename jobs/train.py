@@ -23,11 +23,16 @@ class Config(TrainerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resources.num_workers > self.batch.num_shards:
+        if self.resources.num_workers > most_workers(self):
             raise UsageError(
                 f"{self.resources.num_workers} workers cannot share batch.num_shards={self.batch.num_shards}",
                 f"use up to {self.batch.num_shards} workers, or start a new run with more shards",
             )
+
+
+def most_workers(config: Config) -> int:
+    """Return the largest number of workers that a run can use."""
+    return config.batch.num_shards
 
 
 def make(config: Config, session: Session) -> Work:

@@ -1,7 +1,7 @@
 """Storage behind any fsspec URL: every object is atomic by itself, the manifest is written last.
 
 There is no rename on object stores, so a group exists if and only if its ``manifest.json`` does.
-Source: fsspec documentation; see docs/architecture.md for what was read about s3fs and gcsfs.
+``mode="create"`` makes two attempts that publish one step at once fail for one of them. Source: fsspec documentation.
 """
 
 from collections.abc import Mapping, Sequence
