@@ -30,7 +30,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from get3d_cluster.errors import DifferenceError, Get3dError
+from get3d_cluster.errors import DifferenceError, ExitCode, Get3dError, UsageError
 from get3d_cluster.runtime.env import child_environment
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -41,6 +41,7 @@ KILL_AT = 0.4
 CHECKED_MODELS = 2
 """Models that are rendered again without a break, those under way at the kill first."""
 CHAIR = "03001627"
+MARK = ".get3d-demo"
 STRETCH_STEPS = 40
 TABLE_STYLE = "bold cyan"
 
@@ -79,8 +80,7 @@ class _Demo:
         self._begun_s = time.monotonic()
 
     def run(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self._start_afresh()
         self._models()
         self._render()
         self._check_pixels()
@@ -90,6 +90,19 @@ class _Demo:
         verdict = self._prove()
         self._meshes()
         self._end(verdict)
+
+    def _start_afresh(self) -> None:
+        """Empty the folder, if an earlier demo made it. Raises: UsageError if it holds anything else."""
+        mark = self._folder / MARK
+        if self._folder.exists() and any(self._folder.iterdir()) and not mark.exists():
+            raise UsageError(
+                f"--folder {self._folder} is not empty and no demo made it", "name another folder"
+            )
+        for spec in self._runs.glob("*/spec.json"):
+            self._launch("cancel", str(spec.parent), "--now", quiet=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        mark.write_text("Made by `launch.py demo`, which empties this folder when it begins.\n")
 
     def _models(self) -> None:
         self._title("1. Models: procedural cars and chairs in ShapeNet layout")
@@ -219,7 +232,8 @@ class _Demo:
         yield "steps", str(done["step"])
         yield "images", str(row["images"])
         yield "attempts", str(len(run.attempts()))
-        yield "preemptions", str(sum(outcome.exit_code == 75 for outcome in outcomes))
+        stops = sum(outcome.exit_code == ExitCode.SUSPENDED for outcome in outcomes)
+        yield "preemptions", f"{stops} (by launch.py suspend, at a random step)"
         yield "steps lost", str(sum(outcome.end_step - outcome.saved_step for outcome in outcomes))
         yield "state digest", done["digest"]
         yield "proof digests", f"{verdict['digest'][:16]} = {verdict['other_digest'][:16]}"
