@@ -98,7 +98,8 @@ def trouble(run: RunFolder, row: Row, last: Outcome | None) -> list[str]:
     said = last.message.splitlines() if last else []
     back = f"python launch.py resume {run.path}"
     if row.state == RunState.HELD:
-        return [f"{run.name} is held: {row.why}", f"mend that, then: {back}"]
+        knows_better = last is not None and last.cause is Cause.DIVERGED and len(said) > 1
+        return [f"{run.name} is held: {row.why}", said[-1] if knows_better else f"mend that, then: {back}"]
     if row.state == RunState.FAILED:
         return said[:3] if len(said) > 1 else [*said[:1], f"mend that, then: {back}"]
     if row.state == RunState.LOST:

@@ -125,6 +125,15 @@ class RetryConfig:
     backoff_s: float = 5.0
     """Wait before the first return after a crash; doubles with each further one, up to ten minutes."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_crashes", "max_without_progress"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least 1: 1 never comes back by itself"
+                )
+        if self.backoff_s < 0:
+            raise ValueError(f"backoff_s={self.backoff_s} must not be negative")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Position:

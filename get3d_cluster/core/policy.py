@@ -7,6 +7,8 @@ from enum import StrEnum
 from get3d_cluster.core.job import FREE_CAUSES, Cause, CheckpointConfig, Outcome, RetryConfig
 
 LONGEST_BACKOFF_S = 600.0
+MOST_DOUBLINGS = 64
+"""Keeps the wait within what a float holds, however many crashes are allowed."""
 
 
 class Action(StrEnum):
@@ -45,7 +47,7 @@ def after_attempt(outcomes: Sequence[Outcome], retry: RetryConfig) -> Decision:
         return Decision(action=Action.HOLD, why=f"{len(barren)} attempts without a new checkpoint")
     if last.cause in FREE_CAUSES:
         return Decision(action=Action.REQUEUE, why=str(last.cause))
-    delay_s = min(retry.backoff_s * 2 ** max(0, crashes - 1), LONGEST_BACKOFF_S)
+    delay_s = min(retry.backoff_s * 2 ** min(max(0, crashes - 1), MOST_DOUBLINGS), LONGEST_BACKOFF_S)
     return Decision(action=Action.REQUEUE, delay_s=delay_s, why=f"{last.cause}, waits {delay_s:g} s")
 
 

@@ -4,12 +4,17 @@ Defaults are upstream's for cars at 1024 px, unless a comment says otherwise. So
 Karras et al. 2020 (StyleGAN2).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d.config import DiscriminatorConfig, GeneratorConfig, ModelConfig
+
+NUM_SEEDS = 2**64
+"""As many keys as the random numbers have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +84,17 @@ class LossConfig:
             raise UsageError(
                 f"r1_interval={self.r1_interval} must be at least 1", "to go without R1 set both gammas to 0"
             )
+        _check(self, _is_not_negative, "0 or more", "gamma_rgb", "gamma_mask", "sdf_entropy", "empty_shape")
+        _check(self, lambda value: 0 <= value <= 1, "within [0, 1]", "mixing_probability")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """Both Adams."""
 
-    lr_generator: float = field(default=2e-3, metadata={"changeable": True})
+    lr_generator: float = 2e-3
     """Learning rate of the generator, before the correction."""
-    lr_discriminator: float = field(default=2e-3, metadata={"changeable": True})
+    lr_discriminator: float = 2e-3
     """Learning rate of the discriminator, before the correction."""
     betas: tuple[float, float] = (0.0, 0.99)
     """Decay of the moments, before the correction. The paper says 0.9, the published code (0, 0.99)."""
@@ -100,6 +107,11 @@ class OptimConfig:
     generator_zero_step: bool = True
     """Step the generator's Adam with zero gradients every k steps, as upstream does: moments decay once more."""
 
+    def __post_init__(self) -> None:
+        _check(self, _is_positive, "above 0", "lr_generator", "lr_discriminator", "eps")
+        _check(self, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers within [0, 1)", "betas")
+        _check(self, _is_not_negative, "0 or more", "generator_interval")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AverageConfig:
@@ -110,6 +122,10 @@ class AverageConfig:
     ramp_up: float = 0.05
     """No half-life above this share of the images seen; 0: full length from the start."""
 
+    def __post_init__(self) -> None:
+        _check(self, _is_positive, "above 0", "half_life_images")
+        _check(self, _is_not_negative, "0 or more", "ramp_up")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
@@ -119,6 +135,9 @@ class GuardConfig:
 
     max_skipped_steps: int = 20
     """Steps in a row with a skipped phase, after which the run is held for a person."""
+
+    def __post_init__(self) -> None:
+        _check(self, _is_positive, "at least 1", "max_skipped_steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +160,12 @@ class WatchConfig:
     """Generated images of a measurement."""
     budget: float = 0.03
     """Largest share of the time that sheets may take, and again measurements; they come more rarely if slow."""
+
+    def __post_init__(self) -> None:
+        _check(self, _is_positive, "at least 1", "log_every_steps", "preview_shapes")
+        _check(self, lambda value: value >= 2, "at least 2, or measure_every_s 0", "measure_images")
+        _check(self, _is_not_negative, "0 or more", "preview_every_s", "measure_every_s")
+        _check(self, _is_positive, "above 0", "budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +196,8 @@ class TrainerConfig:
     """Rows, sheets, measurements."""
 
     def __post_init__(self) -> None:
+        _check(self, _is_positive, "at least 1", "num_images")
+        _check(self, lambda value: 0 <= value < NUM_SEEDS, "at least 0 and below 2**64", "seed")
         ModelConfig(generator=self.generator, discriminator=self.discriminator)  # refuses images of two sizes
         size, group = self.batch.shard_size, self.discriminator.minibatch_group
         if size > group and size % group:
@@ -183,3 +210,20 @@ class TrainerConfig:
     def num_steps(self) -> int:
         """Steps of the whole training."""
         return -(-self.num_images // self.batch.size)
+
+
+def _check(section: Any, holds: Callable[[Any], bool], must: str, *names: str) -> None:
+    """Raises: UsageError for the first of the fields ``names`` whose value does not hold."""
+    for name in names:
+        value = getattr(section, name)
+        if not holds(value):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise UsageError(f"{name}={shown} must be {must}", f"give another value, or leave out {name}")
+
+
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _is_not_negative(value: float) -> bool:
+    return 0 <= value < math.inf

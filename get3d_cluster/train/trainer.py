@@ -246,10 +246,18 @@ class Get3dTrainer:
             raise HeldError(
                 f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped; not finite in "
                 f"{'; '.join(troubles)}",
-                f"resume from the last checkpoint with lower rates: launch.py resume {self._session.run.path} "
-                f"optim.lr_generator={self.config.optim.lr_generator / 2:g} "
-                f"optim.lr_discriminator={self.config.optim.lr_discriminator / 2:g}",
+                self._way_out_with_lower_rates(),
             )
+
+    def _way_out_with_lower_rates(self) -> str:
+        run, optim = self._session.run, self.config.optim
+        job = type(self.config).__module__.removeprefix("jobs.")
+        return (
+            f"go on from the last checkpoint with lower rates: python launch.py submit {job} "
+            f"--runs {run.path.parent} --name {run.name} --config {run.config_path} "
+            f"optim.lr_generator={optim.lr_generator / 2:g} "
+            f"optim.lr_discriminator={optim.lr_discriminator / 2:g} --allow-config-change"
+        )
 
     # What is shown, and changes nothing
 

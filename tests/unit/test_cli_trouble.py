@@ -64,6 +64,10 @@ def test_the_files_of_the_scheduler_are_read(tmp_path: Path) -> None:
             facts(CRASH, held="3 crashes"),
             ["run is held: 3 crashes: cannot write", "launch.py resume /runs/run"],
         ),
+        (
+            facts(replace(CRASH, cause=Cause.DIVERGED, message="not finite\nlower the rates")),
+            ["run is held: the training diverged: not finite", "lower the rates"],
+        ),
         (facts(CRASH, stopped="suspended"), ["cannot write", "free space", "launch.py resume /runs/run"]),
         (facts(replace(CRASH, cause=Cause.SUSPENDED, exit_code=75)), []),
         (facts(replace(CRASH, cause=Cause.FENCED, exit_code=77)), ["left as fenced", "launch.py resume"]),

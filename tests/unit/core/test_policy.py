@@ -27,6 +27,11 @@ def test_crashes_wait_twice_as_long_each_time_and_the_third_is_held():
     assert after_attempt([crash] * 3, RETRY).action is Action.HOLD
 
 
+def test_a_wait_that_has_doubled_a_thousand_times_is_still_ten_minutes():
+    many = RetryConfig(max_crashes=9999, max_without_progress=9999, backoff_s=5)
+    assert after_attempt([ended(Cause.CRASHED)] * 2000, many).delay_s == 600
+
+
 def test_progress_refills_the_crash_budget():
     outcomes = [ended(Cause.CRASHED)] * 2 + [ended(Cause.CRASHED, progress=True), ended(Cause.CRASHED)]
     assert after_attempt(outcomes, RETRY).delay_s == 5

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from get3d_cluster import config as configuration
+from get3d_cluster.cli.entry import run as command
+from get3d_cluster.core.job import JobSpec
 from get3d_cluster.errors import HeldError, UsageError
 from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.generator import Generator
@@ -209,13 +212,27 @@ def test_a_phase_that_is_not_finite_is_skipped_and_the_others_go_on(scene: Scene
     assert all(tensor.isfinite().all() for tensor in work.discriminator.state_dict().values())
 
 
-def test_a_diverged_run_is_held_with_a_way_out(scene: Scene) -> None:
+def test_a_diverged_run_is_held_with_a_way_out_that_can_be_typed(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
     work = scene.trainer("diverged", "guard.max_skipped_steps=3")
     work._dataset = Poisoned(work._dataset)
     advanced(work, 2)
     with pytest.raises(HeldError, match=r"step 3: 3 steps in a row .* discriminator") as caught:
         work.step()
-    assert "optim.lr_generator=0.001" in caught.value.way_out
+    way_out = caught.value.way_out
+    assert "optim.lr_generator=0.001" in way_out
+    run = work._session.run
+    run.write_spec(JobSpec(name=run.name, job="train", kind="steps", created="now"))
+    run.config_path.write_text(configuration.save_text(work.config))
+    verb, *words = shlex.split(way_out.partition("python launch.py ")[2])
+    assert verb == "submit"
+    assert command(["plan", *words]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"continue {run.path}")
+    changed = [line.split(":")[0].strip() for line in out.splitlines() if " -> " in line]
+    assert changed == ["optim.lr_generator", "optim.lr_discriminator"]
+    assert command(["plan", *(word for word in words if word != "--allow-config-change")]) == 2
 
 
 def test_a_full_disk_costs_a_picture_not_the_training(scene: Scene) -> None:
@@ -265,14 +282,10 @@ def test_the_paper_s_sizes_have_the_published_numbers_of_parameters() -> None:
     assert config.batch.size == 32
 
 
-def test_only_what_changes_no_bit_or_is_a_rate_may_change_between_attempts() -> None:
+def test_only_what_changes_no_bit_may_change_between_attempts() -> None:
     changeable = {key.path for key in configuration.keys(Config) if key.changeable}
     sections = ("watch.", "guard.", "resources.", "checkpoint.", "retry.")
-    assert {path for path in changeable if not path.startswith(sections)} == {
-        "num_images",
-        "optim.lr_generator",
-        "optim.lr_discriminator",
-    }
+    assert {path for path in changeable if not path.startswith(sections)} == {"num_images"}
 
 
 @pytest.mark.parametrize(
@@ -285,9 +298,30 @@ def test_only_what_changes_no_bit_or_is_a_rate_may_change_between_attempts() -> 
         ("discriminator.channels=[] discriminator.image_size_px=16", "image_size_px=8 differs"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(override: str, key: str) -> None:
+def test_settings_that_do_not_fit_together_are_refused_by_name(override: str, key: str) -> None:
     with pytest.raises(UsageError, match=key):
         setup.tiny_config(Path("data"), *override.replace(", ", ",").split())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "num_images=0", "seed=-1", "seed=18446744073709551616",
+        "retry.max_crashes=0", "retry.max_without_progress=0", "retry.backoff_s=-1",
+        "watch.log_every_steps=0", "watch.preview_shapes=0", "watch.measure_images=0", "watch.measure_images=1",
+        "watch.preview_every_s=-1", "watch.measure_every_s=-1", "watch.budget=0", "guard.max_skipped_steps=0",
+        "optim.lr_generator=0", "optim.lr_discriminator=-1", "optim.lr_generator=.inf", "optim.eps=0",
+        "optim.betas=[0, 1]", "optim.betas=[-0.1, 0.9]", "optim.generator_interval=-1",
+        "average.half_life_images=0", "average.ramp_up=-1",
+        "loss.gamma_rgb=-1", "loss.gamma_mask=-1", "loss.sdf_entropy=-1", "loss.empty_shape=-1",
+        "loss.mixing_probability=1.1", "data.elevation_range_deg=[0, 91]",
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_work_is_refused_with_key_value_and_way_out(override: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        setup.tiny_config(Path("data"), override)
+    assert caught.value.what.startswith(f"{override.partition('=')[0]}=")
+    assert caught.value.way_out
 
 
 @pytest.mark.parametrize("name", ["tiny_cpu", "car", "tiny_test"])
