@@ -220,7 +220,7 @@ class _Worker:
             cause=cause,
             exit_code=int(code),
             start_step=start_step,
-            end_step=steps.get("end_step", saved),
+            end_step=steps["end_step"] if "end_step" in steps else self._run.reached_step(self._attempt),
             saved_step=steps.get("saved_step", saved),
             seconds=round(time.monotonic() - self._begun_s, 2),
             message=message,
@@ -260,7 +260,13 @@ class _Worker:
             stop = {"cause": outcome.cause, "signal": self._notices.signal_name, "step": outcome.end_step}
             events.write("suspend", **stop, saved_step=outcome.saved_step, digest=self._digest)
         else:
-            events.write("crash", step=outcome.saved_step, cause=outcome.cause, error=outcome.message)
+            events.write(
+                "crash",
+                step=outcome.end_step,
+                saved_step=outcome.saved_step,
+                cause=outcome.cause,
+                error=outcome.message,
+            )
 
 
 def _print(lines: Sequence[str]) -> None:

@@ -46,8 +46,9 @@ class Ended:
 class Progress:
     """Tells people about once a second how far a run is (progress.json). Rank 0 only."""
 
-    def __init__(self, run: RunFolder, *, enabled: bool) -> None:
+    def __init__(self, run: RunFolder, attempt: int, *, enabled: bool) -> None:
         self._run = run
+        self._attempt = attempt
         self._enabled = enabled
         self._last_s = -math.inf
 
@@ -57,6 +58,7 @@ class Progress:
             return
         self._last_s = now
         values = {
+            "attempt": self._attempt,
             "step": position.step,
             "num_steps": position.num_steps,
             "epoch": position.epoch,
@@ -97,7 +99,7 @@ class _StepLoop:
         self._session = session
         self._checkpoints = checkpoints
         self._config = config
-        self._progress = Progress(session.run, enabled=session.rank == 0)
+        self._progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
         self._active_s = 0.0
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
@@ -273,7 +275,7 @@ def _refuse_to_start_over(run: RunFolder) -> None:
 def run_items(work: ItemWork, session: Session) -> Ended:
     """Run a worker of an ``items`` job until every item has come to its end, or until a notice to this worker."""
     start_step = work.position().step
-    progress = Progress(session.run, enabled=session.rank == 0)
+    progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
     begun_s = time.monotonic()
     try:
         while not work.is_done() and not session.notices.requested:

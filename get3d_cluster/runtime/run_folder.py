@@ -1,5 +1,6 @@
 """The run folder: what lies where, and its small JSON files. Human-readable, relocatable, one writer at a time."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from get3d_cluster.core.job import Cause, JobSpec, Outcome
 from get3d_cluster.errors import UsageError
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.storage.local import write_atomic
 
 RESTORE = "restore the file from a copy of the run"
@@ -123,6 +125,21 @@ class RunFolder:
             return 0
         names = [path.name for path in self.checkpoints_dir.glob("step-*") if path.name[5:].isdigit()]
         return max((int(name[5:]) for name in names), default=0)
+
+    def reached_step(self, attempt: int) -> int:
+        """Return the last step that ``attempt`` is known to have done; those beyond ``saved_step`` are done again.
+
+        Rows and progress count only if it was this attempt that began last: before that they tell of an older one.
+        """
+        saved = self.saved_step()
+        begun = [row for row in read_rows(self.events_path) if row.get("event") in ("start", "resume")]
+        if not begun or begun[-1].get("attempt") != attempt:
+            return saved
+        told = read_rows(self.metrics_path)[-1:]
+        with contextlib.suppress(UsageError):
+            progress = read_json(self.progress_path)
+            told += [progress] if progress.get("attempt") == attempt else []
+        return max([saved, *(int(row.get("step", 0)) for row in told)])
 
 
 def read_json(path: Path) -> dict[str, Any]:

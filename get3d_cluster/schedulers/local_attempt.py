@@ -69,6 +69,8 @@ class Ending:
     notice: Notice | None
     start_step: int
     saved_step: int
+    end_step: int
+    """Last step that is known to be done, saved or not."""
     seconds: float
     world_size: int
     is_done: bool
@@ -167,7 +169,7 @@ def missing_outcome(ending: Ending) -> Outcome:
         cause=cause,
         exit_code=exit_code_of(cause, end),
         start_step=ending.start_step,
-        end_step=ending.saved_step,
+        end_step=max(ending.end_step, ending.saved_step),
         saved_step=ending.saved_step,
         seconds=round(ending.seconds, 3),
         message=what,
@@ -323,6 +325,7 @@ def _write_ending_now(run: RunFolder, attempt: int, processes: Processes, exits:
         notice=files.read_notice(run, attempt),
         start_step=processes.start_step,
         saved_step=run.saved_step(),
+        end_step=run.reached_step(attempt),
         seconds=time.monotonic() - processes.started,
         world_size=len(exits),
         is_done=run.is_done(),

@@ -356,7 +356,7 @@ def lost_outcome(run: RunFolder, job: Job, processes: Processes | None) -> Outco
         cause=job.stop if stopped and job.stop else cause,
         exit_code=ExitCode.BUG if processes is None else ExitCode.SUSPENDED_PERIODIC,
         start_step=processes.start_step if processes else step,
-        end_step=step,
+        end_step=run.reached_step(job.attempt),
         saved_step=step,
         seconds=round(max(0.0, time.monotonic() - job.started), 3),
         message=message,

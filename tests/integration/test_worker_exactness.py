@@ -21,7 +21,10 @@ def uninterrupted(tmp_path_factory):
 
 def test_any_number_of_workers_ends_with_the_same_bits(tmp_path, uninterrupted):
     for world_size in (2, 3):
-        assert run_to_end(make_run(tmp_path / str(world_size), "tests.plain.job", STEPS), world_size) == uninterrupted
+        assert (
+            run_to_end(make_run(tmp_path / str(world_size), "tests.plain.job", STEPS), world_size)
+            == uninterrupted
+        )
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_another_number_goes_on(tmp_path, uninterrupted):
@@ -125,4 +128,6 @@ def test_a_dead_worker_ends_the_attempt_and_the_run_comes_back(tmp_path, uninter
     outcome = run.outcome(1)
     assert outcome is not None
     assert outcome.cause is Cause.CRASHED
+    assert outcome.end_step == read_rows(run.metrics_path)[-1]["step"] >= 8
+    assert outcome.saved_step == run.saved_step() >= 6
     assert run_to_end(run, 2) == uninterrupted

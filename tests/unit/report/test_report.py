@@ -21,6 +21,7 @@ from get3d_cluster.report.page import (
     write_report,
 )
 from get3d_cluster.report.reading import read_run
+from get3d_cluster.schedulers.local_attempt import Ending, Exit, missing_outcome
 
 DIGEST = "9f3b2c7d1e5a4860"
 
@@ -42,6 +43,22 @@ def outcome(run: Path, attempt: int, cause: str, start: int, end: int, saved: in
     (folder / "outcome.json").write_text(json.dumps(facts | more))
 
 
+def ending_of_a_crash() -> Ending:
+    """What a supervisor knows when rank 0 failed at step 80, ten steps after a save."""
+    return Ending(
+        attempt=2,
+        exits=(Exit(rank=0, code=1, at=1.0),),
+        notice=None,
+        start_step=50,
+        saved_step=70,
+        end_step=80,
+        seconds=60.0,
+        world_size=2,
+        is_done=False,
+        failure="RuntimeError: <b>boom</b>",
+    )
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run that was preempted once, crashed once and finished."""
@@ -52,7 +69,17 @@ def run(tmp_path: Path) -> Path:
     )
     (run / "config.yaml").write_text("lr: 0.002  # <fast>\n")
     outcome(run, 1, "preempted", 0, 50, 50)
-    outcome(run, 2, "crashed", 50, 80, 70, exit_code=1, message="RuntimeError: <b>boom</b>")
+    crashed = missing_outcome(ending_of_a_crash())
+    outcome(
+        run,
+        2,
+        str(crashed.cause),
+        crashed.start_step,
+        crashed.end_step,
+        crashed.saved_step,
+        exit_code=crashed.exit_code,
+        message=crashed.message,
+    )
     outcome(run, 3, "finished", 70, 100, 100, exit_code=0)
     rows(
         run / "events.jsonl",

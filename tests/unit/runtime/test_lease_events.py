@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
+from get3d_cluster.core.job import JobSpec
 from get3d_cluster.errors import FencedError
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
 from get3d_cluster.runtime.lease import Lease, is_held, refuse_second_copy
-from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.run_folder import RunFolder, write_json
 
 
 def test_the_newer_attempt_owns_the_run_and_the_older_finds_out(tmp_path):
@@ -82,6 +83,24 @@ def test_rows_beyond_the_resumed_step_are_dropped_so_that_none_is_doubled(tmp_pa
     for step in (3, 4, 5):
         log.write(step, loss=-step)
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_how_far_an_attempt_came_is_told_by_its_own_rows_and_progress_only(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_spec(JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00"))
+    (run.checkpoints_dir / "step-000000004").mkdir(parents=True)
+    metrics = MetricLog(run.metrics_path)
+    EventLog(run.events_path, 1, 0).write("start", step=0)
+    metrics.write(6)
+    assert run.reached_step(1) == 6
+    write_json(run.progress_path, {"attempt": 1, "step": 7})
+    assert run.reached_step(1) == 7
+    assert run.reached_step(2) == 4  # killed before it began
+    metrics.rewind(4)
+    EventLog(run.events_path, 2, 0).write("resume", step=4)
+    assert run.reached_step(2) == 4  # the progress is still the first attempt's
+    metrics.write(5)
+    assert (run.reached_step(2), run.reached_step(1)) == (5, 4)
 
 
 def test_two_callers_never_get_the_same_attempt(tmp_path):

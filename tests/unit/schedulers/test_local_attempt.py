@@ -25,7 +25,7 @@ def ends(*codes_and_times: tuple[int, float]) -> tuple[Exit, ...]:
 
 
 def ending(*codes_and_times: tuple[int, float], notice: Notice | None = None, **facts) -> Ending:
-    values = {"is_done": False, "last_words": "", "start_step": 10, "saved_step": 20} | facts
+    values = {"is_done": False, "last_words": "", "start_step": 10, "saved_step": 20, "end_step": 23} | facts
     return Ending(attempt=3, exits=ends(*codes_and_times), notice=notice, seconds=1.0, world_size=2, **values)
 
 
@@ -71,7 +71,7 @@ def test_exit_code_speaks_when_rank_0_left_no_outcome(code, cause, exit_code):
 def test_crash_quotes_the_last_words_and_counts_what_was_saved():
     outcome = missing_outcome(ending((0, 3.0), (1, 1.0), last_words="ValueError: boom"))
     assert outcome.message == "rank 1 exited 1: ValueError: boom"
-    assert (outcome.start_step, outcome.saved_step, outcome.attempt) == (10, 20, 3)
+    assert (outcome.start_step, outcome.saved_step, outcome.end_step, outcome.attempt) == (10, 20, 23, 3)
     assert outcome.made_progress
 
 

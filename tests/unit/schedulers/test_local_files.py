@@ -11,6 +11,7 @@ import pytest
 from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
 from get3d_cluster.errors import SchedulerError, UsageError
 from get3d_cluster.runtime.env import ProcessId, boot_id, host
+from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers import local_files as files
 from get3d_cluster.schedulers import local_machine, open_scheduler
@@ -214,6 +215,14 @@ def test_lost_attempt_keeps_the_cause_of_the_stop_it_was_told(run):
     assert lost_outcome(run, told, processes).cause is Cause.SUSPENDED
     assert lost_outcome(run, replace(told, stop=None), processes).cause is Cause.NODE_FAILURE
     assert lost_outcome(run, replace(told, stop=None), None).cause is Cause.CRASHED
+
+
+def test_what_a_killed_supervisor_left_tells_the_steps_that_are_done_again(run):
+    (run.checkpoints_dir / "step-000000010").mkdir(parents=True)
+    EventLog(run.events_path, 1, 0).write("start", step=0)
+    MetricLog(run.metrics_path).write(13)
+    lost = lost_outcome(run, a_job(run, attempt=1), None)
+    assert (lost.saved_step, lost.end_step) == (10, 13)
 
 
 def ended_queue(folder: QueueFolder, run: RunFolder, outcomes: list[Cause], **facts) -> LocalQueue:
