@@ -1,15 +1,16 @@
 """Checkpoints: a nested state <-> verified files, written whole or not at all, read back newest first.
 
 A checkpoint is a group ``step-000000123`` of files in a storage: one safetensors file for each part of the state that
-holds tensors, ``state.json`` for everything else, and ``manifest.json`` with size and xxh3-128 of each file, the
-SHA-256 of the whole state, and its own digest. No pickle anywhere.
+holds tensors, ``state.json`` for everything else and the nesting, and ``manifest.json`` with size and xxh3-128 of each
+file, the SHA-256 of the whole state, and its own digest. No pickle anywhere.
 """
 
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import xxhash
 
 from get3d_cluster.core.job import FORMAT, CheckpointConfig
 from get3d_cluster.core.policy import to_delete
-from get3d_cluster.errors import CheckpointError
+from get3d_cluster.errors import CheckpointError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
 from get3d_cluster.storage.base import Storage
@@ -167,68 +168,171 @@ def list_checkpoints(run: RunFolder, *, verify: bool = False) -> list[Checkpoint
 
 
 def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the files that hold ``state``: one per top-level name with tensors, and the rest as JSON."""
+    """Return the files that hold ``state``: the tensors of each top-level name, and all of it as JSON.
+
+    ``state.json`` shows the whole nesting. What JSON has not stands there as a table of one tagged entry:
+    ``{"$tensor": NAME}`` (in the safetensors file of its top-level name), ``{"$tuple": [...]}``, ``{"$dict": [[KEY,
+    VALUE], ...]}`` for keys that are numbers or begin with ``$``, ``{"$counter": [[KEY, COUNT], ...]}``.
+
+    Raises: UsageError naming the first value or key that could not come back as it is.
+    """
     from safetensors.torch import save
 
-    parts: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Any] = {}
-    for path, leaf in flatten(state):
-        if _is_tensor(leaf):
-            parts.setdefault(path[0], {})["/".join(path[1:])] = leaf.detach().cpu().contiguous()
-        else:
-            _put(rest, path, leaf)
-    files = {f"{name}.safetensors": save(tensors) for name, tensors in parts.items()}
-    return {**files, REST: json.dumps(rest, sort_keys=True).encode()}
+    files, tree = {}, {}
+    for part, value in state.items():
+        if type(part) is not str or "/" in part:
+            raise UsageError(f"state key {part!r} must be a text without a slash", "rename it")
+        tensors: dict[str, Tensor] = {}
+        tree[part] = _pack(value, (part,), tensors)
+        if tensors:
+            files[f"{part}.safetensors"] = save(_each_its_own(tensors))
+    return {**files, REST: json.dumps(tree).encode()}
 
 
 def decode(files: Mapping[str, memoryview]) -> dict[str, Any]:
-    """Return the state that ``encode`` wrote."""
+    """Return the state that ``encode`` wrote: types, order of keys and bits."""
     from safetensors.torch import load
 
-    state: dict[str, Any] = json.loads(bytes(files[REST]))
-    for file, data in files.items():
-        if file == REST:
-            continue
-        for key, tensor in load(bytes(data)).items():
-            _put(state, [file.removesuffix(".safetensors"), *(key.split("/") if key else [])], tensor)
+    state = {}
+    for part, packed in json.loads(bytes(files[REST])).items():
+        file = f"{part}.safetensors"
+        tensors = load(bytes(files[file])) if file in files else {}
+        state[part] = _unpack(packed, tensors)
+        if tensors:
+            raise ValueError(f"{file} holds tensors that {REST} does not name: {', '.join(tensors)}")
     return state
 
 
+def refuse_unsaved(state: Mapping[str, Any]) -> None:
+    """Make sure that ``encode`` can hold ``state``, without copying anything. Raises: UsageError."""
+    for part, value in state.items():
+        _pack(value, (part,), {})
+
+
 def state_digest(state: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a whole state: names, types, shapes and bytes of every leaf, in sorted order."""
+    """Return the SHA-256 of a whole state: names, types, shapes and bytes of every leaf, in sorted order.
+
+    The order of keys, and whether a sequence is a list or a tuple, is not seen.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(state), key=lambda item: item[0]):
-        if _is_tensor(leaf):
-            tensor = leaf.detach().cpu().contiguous()
-            digest.update(f"{'/'.join(path)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(memoryview(tensor.reshape(-1).view(_bytes_type()).numpy()))
-        else:
-            digest.update(f"{'/'.join(path)} {json.dumps(leaf, sort_keys=True)}\n".encode())
+        inside: dict[str, Tensor] = {}
+        packed = _pack(leaf, ("", *path), inside)  # so that names are whole paths
+        if not _is_tensor(leaf):
+            digest.update(f"{'/'.join(path)} {json.dumps(_canonical(packed), sort_keys=True)}\n".encode())
+        for name, tensor in inside.items():
+            whole: Any = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
+            digest.update(memoryview(whole.reshape(-1).view(_bytes_type()).numpy()))
     return digest.hexdigest()
 
 
-def flatten(state: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Return the leaves of nested mappings with their paths.
-
-    Raises: TypeError for a key that is no text, or has a slash.
-    """
+def flatten(state: Mapping[Any, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the leaves of nested mappings with their paths; a list or a tuple is one leaf. Raises: UsageError."""
     leaves: list[tuple[tuple[str, ...], Any]] = []
     for key, value in state.items():
-        if "/" in str(key) or type(key) is not str:
-            raise TypeError(
-                f"state key {key!r} below {'/'.join(path) or 'the top'} must be a text without a slash"
-            )
+        here = (*path, _key_text(key, path))
         if isinstance(value, Mapping) and value:
-            leaves += flatten(value, (*path, key))
+            leaves += flatten(value, here)
         else:
-            leaves.append(((*path, key), dict(value) if isinstance(value, Mapping) else value))
+            leaves.append((here, value))
     return leaves
 
 
-def _put(tree: dict[str, Any], path: Sequence[str], leaf: object) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = leaf
+def _pack(value: Any, path: tuple[str, ...], tensors: "dict[str, Tensor]") -> Any:
+    """Return ``value`` as tagged JSON, and put its tensors into ``tensors``. Raises: UsageError."""
+    if _is_tensor(value):
+        name = "/".join(path[1:]) or path[0]
+        _refuse_tensor(value, path)
+        tensors[name] = value
+        return {"$tensor": name}
+    if isinstance(value, Mapping):
+        return _pack_mapping(value, path, tensors)
+    if type(value) in (list, tuple):
+        items = [_pack(item, (*path, f"$[{index}]"), tensors) for index, item in enumerate(value)]
+        return items if type(value) is list else {"$tuple": items}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise UsageError(
+        f"state {'/'.join(path)} is a {kind}, which a checkpoint does not hold",
+        "make it a tensor, a number, a text, or a dict, list or tuple of these",
+    )
+
+
+def _pack_mapping(value: Mapping[Any, Any], path: tuple[str, ...], tensors: "dict[str, Tensor]") -> Any:
+    pairs = [[key, _pack(item, (*path, _key_text(key, path)), tensors)] for key, item in value.items()]
+    if isinstance(value, Counter):
+        return {"$counter": pairs}
+    if all(type(key) is str and not key.startswith("$") for key in value):
+        return dict(pairs)
+    return {"$dict": pairs}
+
+
+def _unpack(packed: Any, tensors: "dict[str, Tensor]") -> Any:
+    """Return what ``_pack`` was given, and take its tensors out of ``tensors``."""
+    if isinstance(packed, list):
+        return [_unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    match next(iter(packed.items()), ("", None)):
+        case "$tensor", name:
+            return tensors.pop(name)
+        case "$tuple", items:
+            return tuple(_unpack(item, tensors) for item in items)
+        case "$dict" | "$counter" as tag, pairs:
+            both = {key: _unpack(item, tensors) for key, item in pairs}
+            return Counter(both) if tag == "$counter" else both
+        case _:
+            return {key: _unpack(item, tensors) for key, item in packed.items()}
+
+
+def _canonical(packed: Any) -> Any:
+    """Return packed JSON without what the digest does not see."""
+    if isinstance(packed, list):
+        return [_canonical(item) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    match next(iter(packed.items()), ("", None)):
+        case "$tuple", items:
+            return _canonical(items)
+        case "$dict" | "$counter", pairs:
+            return {"$dict": sorted(_canonical(pairs), key=lambda pair: json.dumps(pair[0]))} if pairs else {}
+        case _:
+            return {key: _canonical(item) for key, item in packed.items()}
+
+
+def _key_text(key: object, path: tuple[str, ...]) -> str:
+    """Return a key as a part of a path, two different keys never alike. Raises: UsageError."""
+    if type(key) not in (str, int):
+        raise UsageError(
+            f"state key {key!r} below {'/'.join(path) or 'the top'} must be a text or a whole number",
+            "use another key",
+        )
+    if type(key) is str and not key.startswith("$") and "/" not in key and key != "__metadata__":
+        return key  # that name is taken in a safetensors file
+    return f"${json.dumps(key)}"
+
+
+def _refuse_tensor(tensor: "Tensor", path: tuple[str, ...]) -> None:
+    kind, layout = str(tensor.dtype), str(tensor.layout)
+    if layout != "torch.strided" or tensor.is_quantized or kind in ("torch.complex128", "torch.complex32"):
+        raise UsageError(
+            f"state {'/'.join(path)} is a tensor of {kind}, {layout}, which safetensors does not hold",
+            "save it as a dense tensor of another type",
+        )
+
+
+def _each_its_own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Return the tensors on the host, no two in one memory (tied weights, views): safetensors refuses those."""
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        place = host.untyped_storage().data_ptr()
+        own[name] = host.clone() if place in seen else host
+        seen.add(place)
+    return own
 
 
 def _is_tensor(leaf: object) -> bool:

@@ -1,8 +1,12 @@
+import json
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 
 from get3d_cluster.core.job import CheckpointConfig
-from get3d_cluster.errors import CheckpointError, FencedError
+from get3d_cluster.errors import CheckpointError, FencedError, UsageError
 from get3d_cluster.runtime.checkpoint import (
     Checkpoints,
     decode,
@@ -11,6 +15,7 @@ from get3d_cluster.runtime.checkpoint import (
     list_checkpoints,
     load_optimizer,
     optimizer_state,
+    refuse_unsaved,
     state_digest,
 )
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -40,7 +45,7 @@ def checkpoints(tmp_path):
 
 def test_a_state_comes_back_equal_to_the_last_bit():
     state = a_state(0.1)
-    back = decode({name: memoryview(data) for name, data in encode(state).items()})
+    back = there_and_back(state)
     assert state_digest(back) == state_digest(state)
     assert {path for path, _ in flatten(back)} == {path for path, _ in flatten(state)}
 
@@ -64,10 +69,144 @@ def test_the_digest_sees_types_and_shapes_not_only_bytes():
     assert len({state_digest(state) for state in (flat, wide, integer)}) == 3
 
 
-@pytest.mark.parametrize("key", ["a/b", 3])
-def test_a_key_that_could_not_come_back_is_refused(key):
-    with pytest.raises(TypeError, match="text without a slash"):
-        encode({"part": {key: 1}})
+def there_and_back(state):
+    return decode({name: memoryview(data) for name, data in encode(state).items()})
+
+
+def same(one, other):
+    """Compare types, order of keys, and bits."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict):
+        keys = [(type(key), key) for key in one]
+        return (
+            type(one) is type(other)
+            and keys == [(type(key), key) for key in other]
+            and all(same(one[key], other[key]) for key in one)
+        )
+    if isinstance(one, list | tuple):
+        alike = type(one) is type(other) and len(one) == len(other)
+        return alike and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+AWKWARD = [
+    {3: 1, "3": 2, -1: {0: None}},
+    {"$tensor": "x", "$": 1, "a/b": 2, "": 3, "__metadata__": torch.ones(2)},
+    {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}, 0: torch.zeros(2), "0": torch.ones(2)},
+    [(1, 2.5), [], (), {}, {7: (torch.arange(3), [torch.tensor(1.0)])}],
+    {"z": True, "a": 1, "m": None, "f": [float("nan"), float("inf"), -float("inf"), 0.1, 1.0, -0.0]},
+    (torch.tensor(True), torch.zeros(0, 3), torch.ones(2, 3).T, torch.ones(2, dtype=torch.complex64)),
+    Counter({3: 1, 10: 2}),
+    torch.ones(3),
+    5,
+]
+
+
+@pytest.mark.parametrize("value", AWKWARD, ids=range(len(AWKWARD)))
+def test_any_nesting_comes_back_as_it_was(value):
+    state = {"part": value, "beside": {"x": [value]}}
+    back = there_and_back(state)
+    assert same(back, state)
+    assert state_digest(back) == state_digest(state)
+
+
+def test_the_digest_sees_what_lies_in_lists_and_the_type_of_keys():
+    states = [
+        {"a": [torch.zeros(2)]},
+        {"a": [torch.ones(2)]},
+        {"a": {"[0]": torch.ones(2)}},
+        {"a": {"$[0]": torch.ones(2)}},
+        {"a": {3: 1}},
+        {"a": {"3": 1}},
+        {"a": [{3: 1}]},
+        {"a": [{"3": 1}]},
+    ]
+    assert len({state_digest(state) for state in states}) == len(states)
+
+
+def test_the_digest_does_not_see_the_order_of_keys_nor_a_tuple():
+    one = {"a": {3: 1, "x": (0.0, 0.9)}, "b": [{1: 2, 0: 3}]}
+    other = {"b": [{0: 3, 1: 2}], "a": {"x": [0.0, 0.9], 3: 1}}
+    assert state_digest(one) == state_digest(other)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, b"x", np.float64(1), object(), {True: 1}, {1.5: 1}, {(1,): 1}, torch.ones(2).to_sparse()],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_could_not_come_back_is_refused_with_its_place(value):
+    with pytest.raises(UsageError, match=r"part/deep/\$\[1\]"):
+        encode({"part": {"deep": [0, value]}})
+    with pytest.raises(UsageError):
+        refuse_unsaved({"part": {"deep": [0, value]}})
+
+
+def test_a_top_level_name_that_is_no_file_name_is_refused():
+    with pytest.raises(UsageError, match="a/b"):
+        encode({"a/b": 1})
+
+
+def test_tied_weights_and_views_are_stored_each_for_itself():
+    both = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)])
+    both[1].weight = both[0].weight
+    base = torch.arange(6.0)
+    state = {"net": both.state_dict(), "views": [base, base[2:4], base[:3]]}
+    back = there_and_back(state)
+    assert state_digest(back) == state_digest(state)
+    both.load_state_dict(back["net"])
+    assert both[1].weight is both[0].weight
+
+
+def test_tensors_that_no_one_names_are_damage():
+    files = encode({"net": {"w": torch.ones(2), "v": torch.ones(2)}})
+    files["state.json"] = json.dumps({"net": {"w": {"$tensor": "w"}}}).encode()
+    with pytest.raises(ValueError, match="does not name: v"):
+        decode({name: memoryview(data) for name, data in files.items()})
+
+
+def schedules(optimizer):
+    rates = torch.optim.lr_scheduler
+    yield rates.MultiStepLR(optimizer, [3, 5])
+    parts = [rates.MultiStepLR(optimizer, [2, 3]), rates.ExponentialLR(optimizer, 0.9)]
+    yield rates.SequentialLR(optimizer, parts, milestones=[4])
+    yield rates.OneCycleLR(optimizer, 0.1, total_steps=12)
+    yield rates.ReduceLROnPlateau(optimizer, patience=1)
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("is_tensor", [False, True], ids=["number", "tensor"])
+def test_a_learning_rate_goes_on_by_its_schedule(which, is_tensor):
+    def setting():
+        weight = torch.nn.Parameter(torch.ones(2))
+        rate = torch.tensor(0.1) if is_tensor else 0.1
+        optimizer = torch.optim.AdamW([weight], lr=rate, foreach=False)
+        return weight, optimizer, list(schedules(optimizer))[which]
+
+    def go(weight, optimizer, schedule, steps):
+        rates = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            weight.square().sum().backward()
+            optimizer.step()
+            schedule.step(*([1.0] if which == 3 else []))
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+        return rates
+
+    def state(weight, optimizer, schedule):
+        return {"w": weight, "o": optimizer.state_dict(), "s": schedule.state_dict()}
+
+    straight = setting()
+    go(*straight, 2)
+    saved = there_and_back(state(*straight))
+    expected = go(*straight, 5)
+    resumed = setting()
+    resumed[0].data.copy_(saved["w"])
+    resumed[1].load_state_dict(saved["o"])
+    resumed[2].load_state_dict(saved["s"])
+    assert go(*resumed, 5) == expected
+    assert state_digest(state(*resumed)) == state_digest(state(*straight))
 
 
 def test_one_flipped_bit_anywhere_is_found_and_the_older_one_is_taken(tmp_path, checkpoints):
