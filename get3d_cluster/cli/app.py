@@ -3,7 +3,7 @@
 # ruff: noqa: FBT002, PLR0913, PLR0917  Typer makes the options of a verb from its parameters
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +11,11 @@ import typer
 from rich.live import Live
 
 from get3d_cluster import config as configs
-from get3d_cluster.cli import attached, doctor, logs, runs, status, submission
+from get3d_cluster.cli import attached, doctor, logs, runs, status, stopping, submission
 from get3d_cluster.cli.output import console, duration, say, say_json, size, table
-from get3d_cluster.core.job import Cause, RunState
-from get3d_cluster.errors import DifferenceError, Get3dError, SchedulerError, UsageError
-from get3d_cluster.runtime import lease
+from get3d_cluster.core.job import Cause
+from get3d_cluster.errors import DifferenceError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
-from get3d_cluster.schedulers import open_scheduler
-from get3d_cluster.schedulers.base import Scheduler
 
 START, WATCH, STOP, LOOK, CHECK = (
     "Start something",
@@ -28,15 +25,12 @@ START, WATCH, STOP, LOOK, CHECK = (
     "Check before you trust",
 )
 WATCH_S = 1.0
-LEAVE_S = 120.0
-"""Longest wait for a run that was told to leave."""
-LEAVE_POLL_S = 0.1
 
 app = typer.Typer(
     help="Train GET3D on a cluster that may take its machines back at any moment, without losing a step.\n\n"
     "A run is a configuration and a folder (runs/NAME). The same command again continues it.",
     epilog="Begin with: python launch.py doctor. Settings follow the job as key=value: python launch.py run train "
-    "--config tiny_cpu nodes=1 optim.lr=2e-3. --debug shows the traceback of an error.",
+    "--config tiny_cpu num_images=8000. --debug shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,7 +43,9 @@ Job = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings: nodes=4, optim.lr=2e-3; the last one wins."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings: workers_per_node=2, optim.lr_generator=1e-3; the last one wins."
+    ),
 ]
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run below --runs, or the path of its folder.")
@@ -99,19 +95,9 @@ def submit(
 ) -> None:
     """Queue a run and return at once. The same command again continues it, or says where it is.
 
-    Example: python launch.py submit train --config car nodes=4 --after pack
+    Example: python launch.py submit train --config car workers_per_node=4 --after pack
     """
-    request = submission.Request(
-        job=job,
-        runs_dir=runs_dir,
-        name=name,
-        file=config,
-        cluster=cluster,
-        after=after or (),
-        allow_config_change=allow_config_change,
-        overrides=overrides or (),
-    )
-    prepared = submission.prepare(request)
+    prepared = _prepared(job, overrides, runs_dir, name, config, cluster, after, allow_config_change)
     _tell(prepared.run, submission.submit(prepared), runs_dir)
 
 
@@ -129,17 +115,7 @@ def run(
 
     Example: python launch.py run train --config tiny_cpu
     """
-    request = submission.Request(
-        job=job,
-        runs_dir=runs_dir,
-        name=name,
-        file=config,
-        cluster="local",
-        after=after or (),
-        allow_config_change=allow_config_change,
-        overrides=overrides or (),
-    )
-    prepared = submission.prepare(request)
+    prepared = _prepared(job, overrides, runs_dir, name, config, "local", after, allow_config_change)
     _tell(prepared.run, submission.submit(prepared), runs_dir)
     return 0 if prepared.run.is_done() else attached.stay(prepared.run, prepared.scheduler)
 
@@ -158,19 +134,9 @@ def plan(
 ) -> None:
     """Show what submit would ask of the scheduler, and change nothing.
 
-    Example: python launch.py plan train --config car nodes=4
+    Example: python launch.py plan train --config car workers_per_node=4
     """
-    request = submission.Request(
-        job=job,
-        runs_dir=runs_dir,
-        name=name,
-        file=config,
-        cluster=cluster,
-        after=after or (),
-        allow_config_change=allow_config_change,
-        overrides=overrides or (),
-    )
-    prepared = submission.prepare(request)
+    prepared = _prepared(job, overrides, runs_dir, name, config, cluster, after, allow_config_change)
     text = prepared.scheduler.plan(prepared.run, prepared.resources, prepared.after)
     values = {
         "run": str(prepared.run.path),
@@ -196,7 +162,7 @@ def show_config(
 ) -> None:
     """List every key of a job: its value here, its default, its type and what it means.
 
-    Example: python launch.py config train --config tiny_cpu optim.lr=2e-3
+    Example: python launch.py config train --config tiny_cpu optim.lr_generator=1e-3
     """
     config_class = configs.find_job(job).Config
     file = submission.config_file(config) if config else None
@@ -273,7 +239,7 @@ def suspend(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False, wait: Wait
 
     Example: python launch.py suspend car
     """
-    _stop(runs.find_run(runs_dir, run), Cause.SUSPENDED, now=now, wait=wait)
+    stopping.stop(runs.find_run(runs_dir, run), Cause.SUSPENDED, now=now, wait=wait)
 
 
 @app.command(rich_help_panel=STOP)
@@ -281,10 +247,13 @@ def resume(
     run: MaybeRun = None,
     runs_dir: RunsDir = RUNS_DIR,
     every: Annotated[
-        bool, typer.Option("--all", help="All that are suspended or lost, not held or cancelled.")
+        bool, typer.Option("--all", help="All that are suspended or lost; not held, failed or cancelled.")
     ] = False,
     cause: Annotated[
-        Cause | None, typer.Option(help="All whose last attempt ended so, such as preempted.")
+        Cause | None,
+        typer.Option(
+            help="All that stand still because of this, such as preempted; not what was suspended or cancelled since."
+        ),
     ] = None,
 ) -> None:
     """Bring unfinished runs back, each at its last saved step.
@@ -297,7 +266,7 @@ def resume(
         found = runs.find_run(runs_dir, run)
         _tell(found, submission.resume(found), runs_dir)
         return
-    _resume_many(_resumable(runs.all_runs(runs_dir), cause))
+    stopping.resume_many(stopping.resumable(runs.all_runs(runs_dir), cause))
 
 
 @app.command(rich_help_panel=STOP)
@@ -306,7 +275,7 @@ def cancel(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False, wait: Wait 
 
     Example: python launch.py cancel car --now
     """
-    _stop(runs.find_run(runs_dir, run), Cause.CANCELLED, now=now, wait=wait)
+    stopping.stop(runs.find_run(runs_dir, run), Cause.CANCELLED, now=now, wait=wait)
 
 
 @app.command(name="checkpoints", rich_help_panel=LOOK)
@@ -422,6 +391,30 @@ def show_doctor(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     return 2 if any(check.state == "fail" for check in found) else 0
 
 
+def _prepared(
+    job: str,
+    overrides: list[str] | None,
+    runs_dir: Path,
+    name: str,
+    file: str,
+    cluster: str,
+    after: list[str] | None,
+    allow_config_change: bool,
+) -> submission.Prepared:
+    """Check what was typed after ``submit``, ``run`` or ``plan``. Raises: UsageError."""
+    request = submission.Request(
+        job=job,
+        runs_dir=runs_dir,
+        name=name,
+        file=file,
+        cluster=cluster,
+        after=after or (),
+        allow_config_change=allow_config_change,
+        overrides=overrides or (),
+    )
+    return submission.prepare(request)
+
+
 def _tell(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> None:
     """Say what became of a submission and what can be typed next."""
     where = "" if runs_dir == RUNS_DIR else f" --runs {runs_dir}"
@@ -454,86 +447,6 @@ def _watch(rows: Callable[[], list[status.Row]]) -> None:
 
 def _is_over(run: RunFolder) -> bool:
     return status.row_of(status.gather(run)).state in status.ENDED
-
-
-def _stop(run: RunFolder, cause: Cause, *, now: bool, wait: bool) -> None:
-    """Stop a run and say what that means in its present state.
-
-    Raises: SchedulerError if its scheduler does not answer; UsageError for a run that a person started by hand.
-    """
-    scheduler = open_scheduler(run.spec().scheduler)
-    standing = scheduler.standing(run)
-    row = status.row_of(status.gather(run))
-    if standing.state == "unknown":
-        raise SchedulerError(f"the scheduler does not answer: {standing.why}", "try again later")
-    if standing.state == "absent" and row.state == RunState.RUNNING:
-        raise UsageError(f"{run.name} was started by hand, not queued: {_by_whom(run)}", _by_hand(run))
-    if standing.state == "absent":
-        why = f" ({row.why})" if row.why else ""
-        say(f"{run.name} is {row.state}{why}: nothing to stop")
-        return
-    scheduler.stop(run, cause, now=now)
-    say(_answer(run, cause, standing.state, now=now))
-    if wait and standing.state == "running":
-        say(_after_leaving(run, scheduler))
-
-
-def _after_leaving(run: RunFolder, scheduler: Scheduler) -> str:
-    """Wait until the scheduler has let go of the run; say how its last attempt ended."""
-    end_s = time.monotonic() + LEAVE_S
-    while scheduler.standing(run).state == "running":
-        if time.monotonic() > end_s:
-            return f"{run.name} is still leaving; watch it with: python launch.py status {run.path}"
-        time.sleep(LEAVE_POLL_S)
-    outcomes = run.outcomes()
-    return f"{run.name}: {outcomes[-1].cause}, {outcomes[-1].message}" if outcomes else f"{run.name} has left"
-
-
-def _answer(run: RunFolder, cause: Cause, state: str, *, now: bool) -> str:
-    back = f"; bring it back with: python launch.py resume {run.path}"
-    if state == "pending":
-        stopped = "cancelled" if cause is Cause.CANCELLED else "suspended"
-        return f"{stopped} {run.name}: it did not run, and is out of the queue{back}"
-    verb = "cancelling" if cause is Cause.CANCELLED else "suspending"
-    how = " now: its last checkpoint stands" if now else ": it saves first"
-    return f"{verb} {run.name}{how}{back if cause is Cause.SUSPENDED else ''}"
-
-
-def _by_whom(run: RunFolder) -> str:
-    held = lease.read_lease(run.lease_path) or {}
-    return f"pid {held.get('pid', '?')} on {held.get('host', '?')}"
-
-
-def _by_hand(run: RunFolder) -> str:
-    held = lease.read_lease(run.lease_path) or {}
-    return f"it saves and leaves on: kill -TERM {held.get('pid', 'PID')}"
-
-
-def _resumable(found: Sequence[RunFolder], cause: Cause | None) -> list[RunFolder]:
-    by_state = (RunState.SUSPENDED, RunState.LOST)
-    chosen = []
-    for run in found:
-        row = status.row_of(status.gather(run))
-        is_wanted = row.last_cause == cause if cause else row.state in by_state
-        if is_wanted and row.state in status.ENDED and row.state != RunState.DONE:
-            chosen.append(run)
-    return chosen
-
-
-def _resume_many(chosen: Sequence[RunFolder]) -> None:
-    """Resume each run; one that fails does not keep the others from coming back. Raises: SchedulerError."""
-    failed = []
-    for run in chosen:
-        try:
-            submitted = submission.resume(run)
-        except Get3dError as error:
-            failed.append(f"{run.name} ({error.what})")
-            continue
-        say(f"{run.name} {submitted.state} {submitted.job}".rstrip())
-    if not chosen:
-        say("nothing to resume")
-    if failed:
-        raise SchedulerError(f"not resumed: {'; '.join(failed)}", "mend that, then give the same command")
 
 
 def _key_values(key: configs.Key, values: dict[str, Any]) -> dict[str, Any]:

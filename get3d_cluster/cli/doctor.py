@@ -19,7 +19,6 @@ PACKAGES = ("torch", "numpy", "numba", "safetensors", "omegaconf", "xxhash")
 OPTIONAL = {
     "submitit": "SLURM",
     "xatlas": "UV charts of exported meshes",
-    "matplotlib": "curves of the report",
 }
 LEAST_FREE_BYTES = 2e9
 GOOD_FREE_BYTES = 50e9

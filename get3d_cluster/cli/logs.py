@@ -47,8 +47,8 @@ def stitched(run: RunFolder, chosen: Selection) -> Iterator[str]:
 
     Raises: UsageError if there is no such attempt or rank.
     """
-    attempts = _attempts(run, chosen)
-    for attempt in attempts:
+    _check(run, chosen)
+    for attempt in _attempts(run, chosen):
         paths = _paths(run, attempt, chosen)
         yield _heading(run, attempt)
         for path in paths:
@@ -56,15 +56,17 @@ def stitched(run: RunFolder, chosen: Selection) -> Iterator[str]:
 
 
 def followed(run: RunFolder, chosen: Selection, is_over: Callable[[], bool]) -> Iterator[str]:
-    """Yield what is there, then what is added, over all attempts to come, until ``is_over``."""
+    """Yield what is there, then what is added, over all attempts to come, until ``is_over``.
+
+    Raises: UsageError if there is no such attempt or rank; a run without any log yet is waited for.
+    """
+    _check(run, chosen)
     readers: dict[Path, _Reader] = {}
     headed: set[int] = set()
     while True:
         over = is_over()  # asked before reading, so that the last lines are not missed
-        for attempt in run.attempts():
-            if chosen.attempt not in (None, attempt):
-                continue
-            paths = _paths(run, attempt, chosen, must_exist=False)
+        for attempt in _attempts(run, chosen):
+            paths = _paths(run, attempt, chosen)
             if attempt not in headed:
                 headed.add(attempt)
                 yield _heading(run, attempt)
@@ -76,24 +78,30 @@ def followed(run: RunFolder, chosen: Selection, is_over: Callable[[], bool]) -> 
         time.sleep(POLL_S)
 
 
-def _attempts(run: RunFolder, chosen: Selection) -> list[int]:
+def _check(run: RunFolder, chosen: Selection) -> None:
+    """Raises: UsageError if the chosen attempt is not there, or if all logs there are belong to other ranks."""
     there = run.attempts()
-    if chosen.attempt is None:
-        return there
-    if chosen.attempt not in there:
+    if chosen.attempt is not None and chosen.attempt not in there:
         listing = f"attempts are 1 to {there[-1]}" if there else "it has none yet"
         raise UsageError(f"run {run.name} has no attempt {chosen.attempt}", f"{listing}: --attempt N")
-    return [chosen.attempt]
+    everyone = Selection(attempt=chosen.attempt)
+    paths = [path for attempt in _attempts(run, chosen) for path in _paths(run, attempt, everyone)]
+    ranks = sorted({_rank(path) for path in paths})
+    if ranks and chosen.rank is not None and chosen.rank not in ranks:
+        where = f"run {run.name}" if chosen.attempt is None else f"attempt {chosen.attempt} of {run.name}"
+        raise UsageError(
+            f"{where} has no rank {chosen.rank}", f"ranks are: {', '.join(map(str, ranks))}: --rank R"
+        )
 
 
-def _paths(run: RunFolder, attempt: int, chosen: Selection, *, must_exist: bool = True) -> list[Path]:
+def _attempts(run: RunFolder, chosen: Selection) -> list[int]:
+    return [attempt for attempt in run.attempts() if chosen.attempt in (None, attempt)]
+
+
+def _paths(run: RunFolder, attempt: int, chosen: Selection) -> list[Path]:
     if chosen.rank is None:
         return sorted(run.attempt_dir(attempt).glob("rank*.log"))
-    path = run.log_path(attempt, chosen.rank)
-    if must_exist and chosen.attempt is not None and not path.is_file():
-        found = ", ".join(str(_rank(other)) for other in sorted(path.parent.glob("rank*.log"))) or "none"
-        raise UsageError(f"attempt {attempt} of {run.name} has no rank {chosen.rank}", f"ranks are: {found}")
-    return [path]
+    return [run.log_path(attempt, chosen.rank)]
 
 
 def _rank(path: Path) -> int:

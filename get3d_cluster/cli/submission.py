@@ -27,6 +27,7 @@ from get3d_cluster.config import (
     read_section,
     save_text,
     show,
+    updated_text,
 )
 from get3d_cluster.core.job import JobSpec, Resources
 from get3d_cluster.errors import SchedulerError, StorageError, UsageError
@@ -253,7 +254,9 @@ def _update(prepared: Prepared) -> None:
     """Write down what the run changes as it comes back: allowed keys, the scheduler."""
     run, spec = prepared.run, prepared.run.spec()
     if prepared.changed:
-        write_atomic(run.config_path, save_text(prepared.config).encode())
+        old = read_run_config(prepared.job.Config, run.config_path)
+        text = updated_text(run.config_path.read_text(encoding="utf-8"), old, prepared.config)
+        write_atomic(run.config_path, text.encode())
     if spec.scheduler != prepared.cluster:
         run.write_spec(dataclasses.replace(spec, scheduler=prepared.cluster))
 

@@ -8,7 +8,7 @@ from get3d_cluster.config.changes import Difference, differences
 from get3d_cluster.config.jobs_by_name import JobModule, find_job, job_configs_dir, job_names
 from get3d_cluster.config.listing import Key, keys
 from get3d_cluster.config.loading import MissingKeysError, load, read_run_config, read_section
-from get3d_cluster.config.values import anchored, flat, plain, save_text, show
+from get3d_cluster.config.values import anchored, flat, plain, save_text, show, updated_text
 
 __all__ = [
     "Difference",
@@ -28,4 +28,5 @@ __all__ = [
     "read_section",
     "save_text",
     "show",
+    "updated_text",
 ]

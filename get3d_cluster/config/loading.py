@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -76,7 +76,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _from_override(text: str) -> _Setting:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise UsageError(f"{text!r} is no setting", "write key=value, with dots for sections: optim.lr=2e-3")
+        raise UsageError(
+            f"{text!r} is no setting", "write key=value, with dots for sections: resources.nodes=2"
+        )
     try:
         raw = parsed(value) if value.strip() else ""
     except yaml.YAMLError:
@@ -159,10 +161,20 @@ def _merged(config_class: type[ConfigT], settings: Sequence[_Setting]) -> Config
         for path, value in _checked(config_class, setting):
             _put(values, path.split("."), value)
     merged = OmegaConf.merge(OmegaConf.structured(config_class), values)
-    if missing := sorted(OmegaConf.missing_keys(merged)):
+    if missing := _required_leaves(config_class, OmegaConf.missing_keys(merged)):
         example = f"add {missing[0]}=VALUE; see: {_listing(config_class)}"
         raise MissingKeysError(f"{', '.join(missing)} must be given", example)
-    return cast(ConfigT, _instance(config_class, cast(Mapping[str, Any], OmegaConf.to_container(merged)), ""))
+    found = cast(Mapping[str, Any], OmegaConf.to_container(merged))
+    return cast(ConfigT, _instance(config_class, found, "", f"see: {_listing(config_class)}"))
+
+
+def _required_leaves(config_class: type[Any], missing: Collection[str]) -> list[str]:
+    """Return the keys that have to be given; a section that is missing as a whole stands for those below it."""
+    found: set[str] = set()
+    for path in missing:
+        below = [key for key in keys(config_class) if f"{key.path}.".startswith(f"{path}.")]
+        found |= {key.path for key in below if key.is_required} or {key.path for key in below[:1]}
+    return sorted(found)
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -173,16 +185,16 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-def _instance(config_class: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+def _instance(config_class: type[Any], values: Mapping[str, Any], prefix: str, way_out: str) -> Any:
     given = dict(values)
     for name, hint in hints_of(config_class).items():
         section = section_of(hint)
         if section is not None and isinstance(values[name], Mapping):
-            given[name] = _instance(section, values[name], f"{prefix}{name}.")
+            given[name] = _instance(section, values[name], f"{prefix}{name}.", way_out)
     try:
         return config_class(**given)
     except ValueError as error:
-        what, way_out = str(error), f"see: {_listing(config_class)}"
+        what = str(error)
     except UsageError as error:
         what, way_out = error.what, error.way_out
     raise UsageError(_prefixed(config_class, prefix, what), way_out)

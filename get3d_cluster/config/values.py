@@ -1,10 +1,11 @@
 """The values of a configuration that is there: as YAML, by dotted path, with other paths."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from get3d_cluster.config.yaml12 import written, written_on_one_line
+from get3d_cluster.config.yaml12 import parsed, written, written_on_one_line
 
 ConfigT = TypeVar("ConfigT")
 
@@ -24,6 +25,13 @@ def anchored(config: ConfigT, folder: Path) -> ConfigT:
 def save_text(config: Any) -> str:
     """Return all resolved values as YAML that ``load`` turns back into an equal configuration."""
     return written(plain(config))
+
+
+def updated_text(text: str, old: Any, new: Any) -> str:
+    """Return the YAML of ``old`` with only what differs in ``new``: it gets no key that its reader may not know."""
+    data = parsed(text) or {}
+    _update(data, plain(old), plain(new))
+    return written(data)
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -46,6 +54,17 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def show(value: Any) -> str:
     """Return ``value`` as it would be written on a command line or in YAML, on one line."""
     return written_on_one_line(_plain(value))
+
+
+def _update(data: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old[key], dict):
+            below = data[key] if isinstance(data.get(key), dict) else {}
+            _update(below, old[key], value)
+            if below:
+                data[key] = below
+        elif value != old[key]:
+            data[key] = value
 
 
 def _plain(value: Any) -> Any:

@@ -95,9 +95,17 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
+def _represent_number(dumper: _Dumper, number: Any) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        f"tag:yaml.org,2002:{'int' if isinstance(number, Whole) else 'float'}", number.text
+    )
+
+
 for _tag, (_pattern, _firsts) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _firsts)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 _Dumper.add_representer(str, _represent_text)
+for _class_of_number in (Whole, Number):
+    _Dumper.add_representer(_class_of_number, _represent_number)

@@ -1,9 +1,11 @@
 """config, logs, checkpoints, doctor and errors, as a person meets them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from get3d_cluster.cli import app as app_module
 from get3d_cluster.cli import attached, doctor, logs
@@ -123,6 +125,56 @@ def test_every_verb_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"python launch.py {verb}" in " ".join(capsys.readouterr().out.split())
 
 
+def printed_examples() -> list[str]:
+    """Return every command that the help shows: those of the verbs, and the one below the list of verbs."""
+    texts = [found.callback.__doc__ or "" for found in app_module.app.registered_commands if found.callback]
+    epilog = re.sub(r"\. (?=[A-Z-])", "\n", f"{app_module.app.info.epilog}")
+    return re.findall(r"python launch\.py (.+?)\.?$", "\n".join([*texts, epilog]), re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", printed_examples())
+def test_what_the_help_shows_can_be_typed(example: str, run: RunFolder) -> None:
+    verb, *words = example.split()
+    runs_dir = run.path.parent
+    run.path.rename(runs_dir / "pack")
+    with typer.main.get_command(app_module.app).commands[verb].make_context(verb, list(words)) as context:
+        given = context.params
+    settings = [
+        *(given.get("overrides") or ()),
+        *(["--config", given["config"]] if given.get("config") else []),
+    ]
+    if verb in {"submit", "run", "plan"}:
+        after = [word for name in given.get("after") or () for word in ("--after", name)]
+        assert command(["plan", given["job"], *settings, *after, "--runs", str(runs_dir)]) == 0
+    elif "job" in given:
+        assert command(["config", given["job"], *settings]) == 0
+
+
+def test_settings_that_are_shown_as_examples_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["config", "train", "--config", "tiny_cpu", "seed"]) == 2
+    hint = capsys.readouterr().err
+    assert command(["config", "--help"]) == 0
+    meant = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
+    for text in (hint, meant[meant.index("Settings:") :]):
+        shown = re.findall(r"\b[a-z_.]+=[-\w.]*\w", text)
+        shown = [setting for setting in shown if setting != "key=value"]
+        assert shown
+        for setting in shown:
+            assert command(["config", "train", "data.path=x", setting]) == 0
+
+
+def test_a_job_without_its_data_asks_for_what_can_be_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["plan", "train", "--runs", str(tmp_path)]
+    assert command(words) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "data.path must be given",
+        "add data.path=VALUE; see: python launch.py config train",
+    ]
+    assert command([*words, "data.path=VALUE"]) == 0
+
+
 def test_logs_are_stitched_over_attempts_and_ranks(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +191,9 @@ def test_logs_are_stitched_over_attempts_and_ranks(
     for wrong, hint in (
         (["--attempt", "3"], "attempts are 1 to 2"),
         (["--attempt", "2", "--rank", "1"], "ranks are: 0"),
+        (["--rank", "7"], "ranks are: 0, 1: --rank R"),
+        (["-f", "--rank", "7"], "ranks are: 0, 1: --rank R"),
+        (["-f", "--attempt", "99"], "attempts are 1 to 2: --attempt N"),
     ):
         assert command([*words, *wrong]) == 2
         assert hint in capsys.readouterr().err
@@ -203,6 +258,7 @@ def test_doctor_fails_only_for_what_is_needed(
     found = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     assert found["python"]["state"] == "ok"
     assert all(check["what_to_do"] for check in found.values() if check["state"] != "ok")
+    assert "matplotlib" not in found  # the report draws its own curves
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
     assert command(["doctor", "--runs", str(tmp_path / "runs")]) == 2
     assert "pip install -r requirements.txt" in capsys.readouterr().out

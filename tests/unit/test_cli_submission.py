@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from get3d_cluster.cli import snapshot, submission
+from get3d_cluster.cli import snapshot, stopping, submission
 from get3d_cluster.cli.entry import run as command
 from get3d_cluster.config import read_run_config
 from get3d_cluster.core.job import Cause, Outcome
-from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers import SCHEDULERS
 from get3d_cluster.schedulers.base import Standing
 from tests.jobs_for_tests import tiny
@@ -258,6 +258,52 @@ def test_resume_brings_back_those_with_the_cause(runs: Path, capsys: pytest.Capt
     assert command(["resume", "p", "--all", "--runs", str(runs)]) == 2
     assert command(["resume", "f", "--runs", str(runs)]) == 0
     assert FakeScheduler.calls[-1][1] == "f"
+
+
+@pytest.mark.parametrize("cause", ["cancelled", "suspended"])
+def test_what_a_person_stopped_later_does_not_come_back_with_the_preempted(
+    runs: Path, capsys: pytest.CaptureFixture[str], cause: str
+) -> None:
+    submit(runs)
+    run = end(runs, Cause.PREEMPTED)
+    write_json(run.stopped_path, {"cause": cause, "t": 0})
+    FakeScheduler.calls.clear()
+    for words in (["--cause", "preempted"], ["--all", "--cause", "preempted"]):
+        assert command(["resume", *words, "--runs", str(runs)]) == 0
+        assert "nothing to resume" in capsys.readouterr().out
+    assert command(["resume", "--cause", cause, "--runs", str(runs)]) == 0
+    assert [call[1] for call in FakeScheduler.calls] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("last", "asked", "comes_back"),
+    [
+        (Cause.PREEMPTED, Cause.PREEMPTED, False),
+        (Cause.CRASHED, Cause.CRASHED, True),
+        (Cause.CRASHED, None, False),
+        (Cause.DIVERGED, Cause.DIVERGED, True),
+    ],
+)
+def test_a_held_run_comes_back_only_for_the_fault_that_held_it(
+    runs: Path, last: Cause, asked: Cause | None, comes_back: bool
+) -> None:
+    submit(runs)
+    run = end(runs, last)
+    write_json(run.hold_path, {"why": "given up", "t": 0})
+    assert bool(stopping.resumable([run], asked)) is comes_back
+
+
+def test_only_what_changes_is_written_into_the_config_of_a_run(runs: Path) -> None:
+    submit(runs, "seed=3")
+    run = end(runs, Cause.PREEMPTED)
+    old_code_knows = [line for line in run.config_path.read_text().splitlines() if "synset" not in line]
+    run.config_path.write_text("\n".join(old_code_knows))
+    assert submit(runs, "seed=3", "nodes=4") == 0
+    text = run.config_path.read_text()
+    assert (
+        "synset" not in text
+    )  # the workers read this file with the code of the run, which would refuse the key
+    assert text.splitlines() == [line.replace("nodes: 1", "nodes: 4") for line in old_code_knows]
 
 
 def git(folder: Path, *words: str) -> None:

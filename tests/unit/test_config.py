@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from get3d_cluster.config import (
     read_run_config,
     save_text,
     show,
+    updated_text,
 )
 from get3d_cluster.core.job import Resources
 from get3d_cluster.errors import UsageError
@@ -71,6 +73,19 @@ class Needs:
     """Where the images are."""
     priority: int = 7
     resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Needs
+    """What must be there."""
+
+
+def load_text(text: str) -> Config:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        return read_run_config(Config, Path(file.name))
 
 
 def refusal(*overrides: str, config_class: type = Config) -> str:
@@ -224,6 +239,31 @@ def test_a_value_out_of_range_is_named_with_its_whole_path() -> None:
 def test_a_required_key_is_asked_for() -> None:
     assert refusal(config_class=Needs) == "path must be given"
     assert load(Needs, None, ["path=a"]).path == "a"
+
+
+def test_a_required_section_is_asked_for_by_a_key_that_can_be_given() -> None:
+    assert refusal(config_class=Outer) == "inner.path must be given"
+    assert load(Outer, None, ["inner.path=a"]).inner.path == "a"
+
+
+def test_the_way_out_of_a_refused_value_is_a_command_for_the_job_not_for_its_section() -> None:
+    with pytest.raises(UsageError) as caught:
+        load(Config, None, ["nodes=0"])
+    assert caught.value.way_out == f"see: python launch.py config {__name__}"
+
+
+def test_an_update_changes_what_differs_and_nothing_else() -> None:
+    old = replace(Config(), second=Optim(lr=3.0))
+    text = "seed: 0x0\nname: 1e3\nsecond:\n  lr: 3\n"
+    assert updated_text(text, old, old) == text
+    new = replace(old, batch=8, second=replace(old.second, clip=4.0), optim=Optim(lr=0.25), backup=Path("b"))
+    changed = updated_text(text, old, new)
+    added = "  clip: 4.0\noptim:\n  lr: 0.25\nbatch: 8\nbackup: b\n"
+    assert sorted(changed.splitlines()) == sorted((text + added).splitlines())
+    assert load_text(changed) == replace(new, name="1e3")
+    assert load_text(updated_text(text, old, replace(old, second=None))).second is None
+    born = updated_text("second: null\n", Config(), old)
+    assert load_text(born) == old
 
 
 def test_a_section_that_is_null_comes_into_being_with_a_key_below_it() -> None:
