@@ -108,6 +108,7 @@ class _Worker:
             self._run.release()
         self._lease = lease.Lease(self._run.lease_path, self._attempt)
         self._lease.acquire()
+        self._run.clean()
         write_json(self._run.attempt_dir(self._attempt) / "env.json", describe())
 
     def _outcome_of_work(self) -> Outcome:

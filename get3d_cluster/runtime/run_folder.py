@@ -9,7 +9,7 @@ from typing import Any
 from get3d_cluster.core.job import Cause, JobSpec, Outcome
 from get3d_cluster.errors import UsageError
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.storage.local import write_atomic
+from get3d_cluster.storage.local import clean_folder, write_atomic
 
 RESTORE = "restore the file from a copy of the run"
 
@@ -23,6 +23,7 @@ class RunFolder:
         self.spec_path = self.path / "spec.json"
         self.code_dir = self.path / "code"
         self.lease_path = self.path / "lease.json"
+        self.leases_dir = self.path / "leases"
         self.done_path = self.path / "DONE"
         self.progress_path = self.path / "progress.json"
         self.hold_path = self.path / "hold.json"
@@ -116,6 +117,11 @@ class RunFolder:
         """Forget that the run was held (hold.json) or stopped while it waited (stopped.json): it is wanted again."""
         self.hold_path.unlink(missing_ok=True)
         self.stopped_path.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Remove what writers left in the run's own folders when they were killed."""
+        for folder in (self.path, self.leases_dir, *map(self.attempt_dir, self.attempts())):
+            clean_folder(folder)
 
     def saved_step(self) -> int:
         """Return how far the run would come back: its newest checkpoint by name, or the items it has done."""

@@ -4,14 +4,19 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from get3d_cluster.errors import StorageError
 from get3d_cluster.storage.base import Data
 
 _ASIDE = ".writing-"
+_GOING = ".deleting-"
 _DAMAGED = ".damaged-"
+_WRITE_S = 60.0
+"""An older file beside its target was left by a writer that was killed; writing one takes much less."""
 
 
 def write_atomic(path: Path, data: Data) -> None:
@@ -29,6 +34,35 @@ def write_atomic(path: Path, data: Data) -> None:
             aside.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def create(path: Path, data: Data) -> bool:
+    """Create ``path`` with ``data`` unless it is there; say whether it was this call that did, among all machines.
+
+    A reader may see it empty or cut short for a moment. Raises: StorageError naming the path and the reason.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                _write_to(file, [data])
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    return True
+
+
+def clean_folder(folder: Path) -> None:
+    """Remove what ``write_atomic`` left in ``folder`` when it was killed. Others may be writing there now."""
+    for path in folder.glob(f"{_ASIDE}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _WRITE_S:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -72,7 +106,13 @@ class LocalStorage:
         )
 
     def delete(self, name: str) -> None:
-        shutil.rmtree(self.root / name, ignore_errors=True)
+        going = self.root / f"{_GOING}{name}-{secrets.token_hex(4)}"
+        with contextlib.suppress(OSError):
+            (self.root / name).rename(going)
+            sync_folder(
+                self.root
+            )  # before the first file goes: killed, or without power, it is whole or gone
+            shutil.rmtree(going, ignore_errors=True)
 
     def set_aside(self, name: str) -> str:
         aside = self.root / f"{_DAMAGED}{name}-{secrets.token_hex(4)}"
@@ -81,16 +121,21 @@ class LocalStorage:
         return str(aside)
 
     def clean(self) -> None:
-        for path in self.root.glob(f"{_ASIDE}*") if self.root.is_dir() else ():
-            shutil.rmtree(path, ignore_errors=True)
+        for begin in (_ASIDE, _GOING) if self.root.is_dir() else ():
+            for path in self.root.glob(f"{begin}*"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_durably(path: Path, parts: Sequence[Data]) -> None:
     with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+        _write_to(file, parts)
+
+
+def _write_to(file: IO[bytes], parts: Sequence[Data]) -> None:
+    for part in parts:
+        file.write(part)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The plain job through real workers: whatever stops it, its final state is that of the run never interrupted."""
 
+import os
 import random
 import signal
 
@@ -54,8 +55,12 @@ def test_kill_9_of_all_workers_loses_at_most_one_checkpoint_interval(tmp_path, u
     stop(workers, signal.SIGKILL)
     assert wait(workers) == [-9, -9]
     reached = read_rows(run.metrics_path)[-1]["step"]
+    leftover = run.attempt_dir(1) / ".writing-outcome.json-01"
+    leftover.write_text("{")
+    os.utime(leftover, (1, 1))
     assert run_to_end(run, 2) == uninterrupted
     resumed = next(row for row in read_rows(run.events_path) if row["event"] == "resume")
+    assert not leftover.exists()
     assert reached - 5 <= resumed["step"] <= reached
     assert [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 31))
 

@@ -1,15 +1,19 @@
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from get3d_cluster.core.job import JobSpec
 from get3d_cluster.errors import FencedError
+from get3d_cluster.runtime import lease
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
-from get3d_cluster.runtime.lease import Lease, is_held, refuse_second_copy
+from get3d_cluster.runtime.lease import Lease, is_held, read_lease, refuse_second_copy
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 
 
@@ -32,12 +36,81 @@ def test_an_older_attempt_cannot_take_it_back(tmp_path):
         Lease(tmp_path / "lease.json", 1).acquire()
 
 
+def test_a_late_write_of_an_old_holder_hides_no_newer_one(tmp_path, monkeypatch):
+    path = tmp_path / "lease.json"
+    old, new = Lease(path, 1), Lease(path, 2)
+    old.acquire()
+    real = lease.write_json
+
+    def write_late(target: Path, data: dict) -> None:
+        if data["fence"] == 1 and not (tmp_path / "leases" / "0002.json").exists():
+            new.acquire()
+        real(target, data)
+
+    monkeypatch.setattr(lease, "write_json", write_late)
+    path.unlink()  # so that the old one writes both files
+    old.beat()
+    held = read_lease(path)
+    assert held is not None
+    assert held["fence"] == 2
+    new.check()
+    with pytest.raises(FencedError, match="attempt 2"):
+        old.check()
+    old.beat()
+    assert old.is_lost
+    new.beat()
+    assert not new.is_lost
+    assert json.loads(path.read_text())["fence"] == 2
+    old.release()
+    new.release()
+    assert json.loads(path.read_text())["released"] is True
+
+
+def test_of_two_holders_with_one_number_the_second_is_refused(tmp_path):
+    first, second = Lease(tmp_path / "lease.json", 1), Lease(tmp_path / "lease.json", 1)
+    second.check()  # both look before either takes it
+    first.acquire()
+    with pytest.raises(FencedError, match="attempt 1"):
+        second.acquire()
+    with pytest.raises(FencedError):
+        second.check()
+    first.check()
+    first.release()
+
+
+def test_several_processes_that_take_one_number_at_once_have_one_winner(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lease, "check", lambda _: None)  # nobody sees another before it creates its file
+    leases = [Lease(tmp_path / "lease.json", 3) for _ in range(8)]
+    won = []
+
+    def take(mine: Lease) -> None:
+        with contextlib.suppress(FencedError):
+            mine.acquire()
+            won.append(mine)
+
+    threads = [threading.Thread(target=take, args=(mine,)) for mine in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    won[0].release()
+
+
+def test_a_lease_whose_writer_was_killed_over_it_still_counts_and_is_nobodys(tmp_path):
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / "0002.json").write_text('{"fen')
+    with pytest.raises(FencedError, match="attempt 2"):
+        Lease(tmp_path / "lease.json", 1).acquire()
+    assert is_held(tmp_path / "lease.json", watch_s=0.1) is None
+
+
 def test_a_live_holder_refuses_a_second_copy_until_it_gives_the_lease_back(tmp_path):
-    lease = Lease(tmp_path / "lease.json", 1)
-    lease.acquire()
+    holder = Lease(tmp_path / "lease.json", 1)
+    holder.acquire()
     with pytest.raises(FencedError, match=str(os.getpid())):
         refuse_second_copy(tmp_path / "lease.json")
-    lease.release()
+    holder.release()
     refuse_second_copy(tmp_path / "lease.json")
 
 
@@ -50,11 +123,12 @@ def test_a_holder_that_died_holds_nothing(tmp_path):
 
 
 def test_a_holder_elsewhere_is_judged_by_its_beat(tmp_path):
-    lease = Lease(tmp_path / "lease.json", 1)
-    lease.acquire()
-    data = json.loads((tmp_path / "lease.json").read_text())
-    lease.release()
-    (tmp_path / "lease.json").write_text(json.dumps(data | {"host": "elsewhere", "released": False}))
+    holder = Lease(tmp_path / "lease.json", 1)
+    holder.acquire()
+    path = tmp_path / "leases" / "0001.json"
+    data = json.loads(path.read_text())
+    holder.release()
+    path.write_text(json.dumps(data | {"host": "elsewhere", "released": False}))
     assert is_held(tmp_path / "lease.json", watch_s=0.8) is None
 
 

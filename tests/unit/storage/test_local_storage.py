@@ -1,3 +1,4 @@
+import os
 import resource
 import signal
 
@@ -5,7 +6,7 @@ import pytest
 
 from get3d_cluster.errors import StorageError
 from get3d_cluster.storage import open_storage
-from get3d_cluster.storage.local import LocalStorage, write_atomic
+from get3d_cluster.storage.local import LocalStorage, clean_folder, create, write_atomic
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -63,6 +64,39 @@ def test_what_a_killed_writer_left_is_invisible_and_cleaned(tmp_path):
     assert storage.list() == []
     storage.clean()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_whose_deletion_was_killed_is_not_listed_and_its_rest_is_cleaned(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    storage.write("a", {"x": b"1", "y": b"2"})
+
+    def killed_midway(path, **_):
+        (path / "x").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed_midway)
+        storage.delete("a")
+    assert storage.list() == []
+    storage.clean()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_of_several_creates_a_file(tmp_path):
+    path = tmp_path / "new" / "x"
+    assert [create(path, data) for data in (b"1", b"2")] == [True, False]
+    assert path.read_bytes() == b"1"
+
+
+def test_what_killed_writers_left_is_removed_but_not_what_is_being_written(tmp_path):
+    old, new, other = (tmp_path / name for name in (".writing-a.json-01", ".writing-b.json-02", "c.json"))
+    for path in (old, new, other):
+        path.write_text("")
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    clean_folder(tmp_path)
+    clean_folder(tmp_path / "nowhere")
+    assert sorted(tmp_path.iterdir()) == sorted([new, other])
 
 
 def test_replacing_a_file_keeps_the_old_one_when_it_fails(tmp_path, monkeypatch):
