@@ -53,7 +53,11 @@ def read_section(section_class: type[ConfigT], path: Path, name: str) -> ConfigT
     """Return one section of the configuration of a run, without its job's classes. Raises: UsageError."""
     found = _read_yaml(path).get(name)
     values = found if isinstance(found, dict) else {}
-    return _merged(section_class, [_Setting(key, raw, f"{path}: {name}.") for key, raw in values.items()])
+    settings = [_Setting(key, raw, f"{path}: {name}.") for key, raw in values.items()]
+    try:
+        return _merged(section_class, settings)
+    except UsageError as error:
+        raise UsageError(error.what, f"mend the section {name} of {path}") from error
 
 
 # --- reading

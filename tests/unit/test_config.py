@@ -21,6 +21,7 @@ from get3d_cluster.config import (
     load,
     plain,
     read_run_config,
+    read_section,
     save_text,
     show,
     updated_text,
@@ -250,6 +251,15 @@ def test_the_way_out_of_a_refused_value_is_a_command_for_the_job_not_for_its_sec
     with pytest.raises(UsageError) as caught:
         load(Config, None, ["nodes=0"])
     assert caught.value.way_out == f"see: python launch.py config {__name__}"
+
+
+@pytest.mark.parametrize("text", ["resources: {nodes: 0}", "resources: {nodse: 1}", "resources: {nodes: x}"])
+def test_a_section_of_a_run_that_cannot_be_used_is_mended_in_its_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_section(Resources, path, "resources")
+    assert caught.value.way_out == f"mend the section resources of {path}"
 
 
 def test_an_update_changes_what_differs_and_nothing_else() -> None:

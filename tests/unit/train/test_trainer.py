@@ -212,9 +212,7 @@ def test_a_phase_that_is_not_finite_is_skipped_and_the_others_go_on(scene: Scene
     assert all(tensor.isfinite().all() for tensor in work.discriminator.state_dict().values())
 
 
-def test_a_diverged_run_is_held_with_a_way_out_that_can_be_typed(
-    scene: Scene, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_diverged_run_is_held_with_a_way_out(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     work = scene.trainer("diverged", "guard.max_skipped_steps=3")
     work._dataset = Poisoned(work._dataset)
     advanced(work, 2)
