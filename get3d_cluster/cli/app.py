@@ -14,6 +14,7 @@ from get3d_cluster import config as configs
 from get3d_cluster.cli import attached, doctor, logs, runs, status, stopping, submission
 from get3d_cluster.cli.output import console, duration, say, say_json, size, table
 from get3d_cluster.core.job import Cause
+from get3d_cluster.demo import DemoConfig, run_demo
 from get3d_cluster.errors import DifferenceError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
 
@@ -79,7 +80,6 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when the ru
 
 RUNS_DIR = Path("runs")
 SIMULATIONS_DIR = Path("runs") / "simulations"
-DEMO_DIR = Path("demo")
 
 
 @app.command(rich_help_panel=START)
@@ -362,17 +362,19 @@ def rehearse(
 
 @app.command(name="demo", rich_help_panel=START)
 def show_demo(
-    folder: Annotated[Path, typer.Option(help="Where everything is made; emptied first.")] = DEMO_DIR,
-    num_images: Annotated[int, typer.Option("--images", help="Length of the training.")] = 13_600,
-    cars: Annotated[int, typer.Option(help="Models to learn from.")] = 48,
+    folder: Annotated[
+        Path, typer.Option(help="Where everything is made; emptied first.")
+    ] = DemoConfig.folder,
+    num_images: Annotated[
+        int, typer.Option("--images", help="Length of the training.")
+    ] = DemoConfig.num_images,
+    cars: Annotated[int, typer.Option(help="Models to learn from.")] = DemoConfig.cars,
     seed: Annotated[int, typer.Option(help="Of everything, and of the moment of the stop.")] = 0,
 ) -> None:
     """Go the whole way on this machine in about 15 minutes: models, Blender, training, a stop, meshes, report.
 
     Example: python launch.py demo
     """
-    from get3d_cluster.demo import DemoConfig, run_demo
-
     run_demo(DemoConfig(folder=folder, num_images=num_images, cars=cars, seed=seed), console())
 
 
