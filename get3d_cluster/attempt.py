@@ -154,12 +154,12 @@ class _Worker:
             session.events.write("attempt-start", world_size=self._env.world_size, host=host())
         work = self._job.make(self._config, session)
         if self._shares_items:
-            return loop.run_items(work, session)
+            return loop.run_items(work, session, self._stop_reason)
         checkpoints = Checkpoints(
             open_storage(self._run.checkpoints_dir), self._config.checkpoint, self._check_owner
         )
         ended = loop.run_steps(
-            work, session, checkpoints, self._config.checkpoint, lambda: self._stop_reason().grace_s
+            work, session, checkpoints, self._config.checkpoint, self._stop_reason, self._is_fenced
         )
         session.group.close()
         return ended
@@ -167,6 +167,9 @@ class _Worker:
     def _check_owner(self) -> None:
         if self._lease is not None:
             self._lease.check()
+
+    def _is_fenced(self) -> bool:
+        return self._lease is not None and self._lease.is_lost
 
     def _meet(self) -> Group:
         env = self._env
@@ -258,7 +261,11 @@ class _Worker:
             }
             write_json(self._run.done_path, done)
         elif outcome.exit_code in (ExitCode.SUSPENDED, ExitCode.SUSPENDED_PERIODIC, ExitCode.CANCELLED):
-            stop = {"cause": outcome.cause, "signal": self._notices.signal_name, "step": outcome.end_step}
+            stop: dict[str, Any] = {
+                "cause": outcome.cause,
+                "signal": self._notices.signal_name,
+                "step": outcome.end_step,
+            }
             events.write("suspend", **stop, saved_step=outcome.saved_step, digest=self._digest)
         else:
             events.write(

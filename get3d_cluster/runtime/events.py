@@ -20,9 +20,9 @@ class EventLog:
         self._lines = _Lines(path)
         self._who = {"attempt": attempt, "rank": rank, "pid": os.getpid()}
 
-    def write(self, event: str, **fields: Any) -> None:
-        """Append ``event`` with the time, this worker's identity and ``fields``."""
-        self._lines.append({"t": round(time.time(), 3), "event": event, **self._who, **fields})
+    def write(self, event: str, *, age_s: float = 0.0, **fields: Any) -> None:
+        """Append ``event``, which happened ``age_s`` ago, with its time, this worker's identity and ``fields``."""
+        self._lines.append({"t": round(time.time() - age_s, 3), "event": event, **self._who, **fields})
 
 
 class MetricLog:

@@ -77,7 +77,7 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
         held = read_lease(self._path)
-        if held is not None and not self._is_another(held):
+        if held is not None and held["fence"] == self._fence and not self._is_another(held):
             facts = self._facts() | {"released": True}
             write_json(self._file, facts)
             self._show(facts)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
-from get3d_cluster.core.job import CheckpointConfig, Position
+from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.core.policy import is_save_due
 from get3d_cluster.errors import CheckpointError, FencedError, StorageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
 from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.runtime.session import ItemWork, Session, Work
 
@@ -41,6 +42,18 @@ class Ended:
     step: int
     saved_step: int
     digest: str = ""
+
+
+class Reason(Protocol):
+    """Why an attempt was told to stop."""
+
+    @property
+    def cause(self) -> Cause: ...
+
+    @property
+    def grace_s(self) -> float | None:
+        """Seconds from the notice to the kill, if known."""
+        ...
 
 
 class Progress:
@@ -73,32 +86,40 @@ def run_steps(
     session: Session,
     checkpoints: Checkpoints,
     config: CheckpointConfig,
-    grace_s: Callable[[], float | None],
+    stop_reason: Callable[[], Reason],
+    is_fenced: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Resume ``work`` where its newest checkpoint is, and run it to its end or to the first notice to any worker.
 
-    ``grace_s`` is asked once, on rank 0, after a notice: seconds between the notice and the kill, if known.
+    ``stop_reason`` is asked once, on rank 0, after a notice. ``is_fenced`` is asked after each step, on rank 0: once a
+    newer attempt owns the run, this one must not go on writing what both write.
 
     Raises: CheckpointError, FencedError, StorageError, and whatever the work raises.
     """
-    loop = _StepLoop(work, session, checkpoints, config)
+    loop = _StepLoop(work, session, checkpoints, config, is_fenced)
     loop.resume()
     stopped = loop.is_stopped() and not work.is_done()
     while not stopped and not work.is_done():
         stopped = loop.step()
-    return loop.suspend(grace_s) if stopped else loop.finish()
+    return loop.suspend(stop_reason) if stopped else loop.finish()
 
 
 class _StepLoop:
     """The parts of ``run_steps`` and what they share."""
 
     def __init__(
-        self, work: Work, session: Session, checkpoints: Checkpoints, config: CheckpointConfig
+        self,
+        work: Work,
+        session: Session,
+        checkpoints: Checkpoints,
+        config: CheckpointConfig,
+        is_fenced: Callable[[], bool],
     ) -> None:
         self._work = work
         self._session = session
         self._checkpoints = checkpoints
         self._config = config
+        self._is_fenced = is_fenced
         self._progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
         self._active_s = 0.0
         self._saved: Saved | None = None
@@ -138,7 +159,13 @@ class _StepLoop:
         self._active_s += time.monotonic() - start
         position = self._work.position()
         due = self._session.rank == 0 and self._is_save_due(position)
-        stop, save = self._session.group.any([self._session.notices.requested, due])
+        fenced = self._session.rank == 0 and self._is_fenced()
+        stop, save, fenced = self._session.group.any([self._session.notices.requested, due, fenced])
+        if fenced:
+            raise FencedError(
+                f"a newer attempt owns this run, not {self._session.attempt}",
+                "nothing to do: the newer attempt goes on from the last checkpoint",
+            )
         if save and not stop and not self._work.is_done():
             self._try_periodic_save()
         self._progress.show(position, self._active_s)
@@ -149,12 +176,27 @@ class _StepLoop:
         is_due = is_save_due(position.step - self._saved_step, now - self._saved_s, self._config)
         return is_due and now >= self._next_save_s
 
-    def suspend(self, grace_s: Callable[[], float | None]) -> Ended:
-        worth_it = self._session.group.broadcast(self._session.rank == 0 and self._has_time(grace_s))
+    def suspend(self, stop_reason: Callable[[], Reason]) -> Ended:
+        told, signals = self._told()
+        worth_it = False
+        if self._session.rank == 0:
+            reason = stop_reason()
+            write_notice(self._session, reason, self._work.position(), told, signals)
+            worth_it = self._has_time(reason.grace_s)
+        worth_it = self._session.group.broadcast(worth_it)
         if worth_it:
             self._save("notice")
         end = End.SUSPENDED if worth_it else End.SUSPENDED_PERIODIC
         return self._ended(end)
+
+    def _told(self) -> tuple[list[int], list[str]]:
+        """Return the ranks that got a notice so far, and its signals. All ranks call it."""
+        notices, ranks = self._session.notices, range(self._session.world_size)
+        names = [number.name for number in STOP_SIGNALS]
+        mine = [notices.requested and rank == self._session.rank for rank in ranks]
+        flags = self._session.group.any(mine + [notices.signal_name == name for name in names])
+        signals = [name for name, heard in zip(names, flags[len(mine) :], strict=True) if heard]
+        return [rank for rank in ranks if flags[rank]], signals
 
     def finish(self) -> Ended:
         self._save("end")
@@ -188,10 +230,10 @@ class _StepLoop:
                 f"rank {self._session.rank} reads another checkpoint than rank 0: {error}"
             ) from error
 
-    def _has_time(self, grace_s: Callable[[], float | None]) -> bool:
+    def _has_time(self, grace: float | None) -> bool:
         if self._work.position().step == self._saved_step:
             return True
-        grace, noticed_s = grace_s(), self._session.notices.first_s
+        noticed_s = self._session.notices.first_s
         if grace is None or noticed_s is None:
             return True
         left_s = grace - (time.monotonic() - noticed_s)
@@ -272,8 +314,27 @@ def _refuse_to_start_over(run: RunFolder) -> None:
         )
 
 
-def run_items(work: ItemWork, session: Session) -> Ended:
-    """Run a worker of an ``items`` job until every item has come to its end, or until a notice to this worker."""
+def write_notice(
+    session: Session, reason: Reason | None, position: Position, told: list[int], signals: list[str]
+) -> None:
+    """Write the event ``notice``, at the moment at which this worker got it if it did."""
+    first_s = session.notices.first_s
+    known: dict[str, Any] = {"cause": reason.cause, "grace_s": reason.grace_s} if reason else {}
+    session.events.write(
+        "notice",
+        age_s=time.monotonic() - first_s if first_s is not None else 0.0,
+        **known,
+        signal=",".join(signals),
+        ranks=told,
+        step=position.step,
+    )
+
+
+def run_items(work: ItemWork, session: Session, stop_reason: Callable[[], Reason] | None = None) -> Ended:
+    """Run a worker of an ``items`` job until every item has come to its end, or until a notice to this worker.
+
+    ``stop_reason`` is asked after a notice, by each worker that got it.
+    """
     start_step = work.position().step
     progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
     begun_s = time.monotonic()
@@ -282,6 +343,10 @@ def run_items(work: ItemWork, session: Session) -> Ended:
             work.step()
             progress.show(work.position(), time.monotonic() - begun_s)
         done = work.is_done()
+        if not done:
+            reason = stop_reason() if stop_reason else None
+            told, signals = [session.rank], [session.notices.signal_name]
+            write_notice(session, reason, work.position(), told, signals)
     finally:
         work.close()
     position = work.position()

@@ -43,6 +43,10 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_another_number_goes_on(t
     resumed = next(row for row in rows if row["event"] == "resume")
     suspended = next(row for row in rows if row["event"] == "suspend")
     assert resumed["step"] == suspended["step"] == outcome.saved_step
+    (notice,) = (row for row in rows if row["event"] == "notice")
+    assert (notice["cause"], notice["signal"], notice["ranks"]) == ("preempted", "SIGUSR2", [1])
+    assert notice["step"] == suspended["step"]
+    assert notice["t"] <= suspended["t"]
     assert resumed["digest"] == suspended["digest"] != ""
     assert resumed["pid"] != suspended["pid"]
     assert [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 31))
@@ -120,6 +124,20 @@ def test_a_newer_attempt_fences_out_the_older_one_which_publishes_nothing_more(t
     saves = [row for row in read_rows(run.events_path) if row["event"] == "save"]
     newer = next(i for i, row in enumerate(saves) if row["attempt"] == 2)
     assert all(row["attempt"] == 2 for row in saves[newer:])
+
+
+def test_a_fenced_attempt_leaves_long_before_its_next_save(tmp_path):
+    run = make_run(tmp_path / "run", "tests.plain.job", "num_steps=100000", SLOW)
+    old = start(run)
+    wait_for_step(run, 2)
+    new = start(run)
+    try:
+        assert wait(old, 60) == [77], logs(run)
+        assert new[0].poll() is None
+    finally:
+        stop(new)
+    assert wait(new) == [75], logs(run)
+    assert not [row for row in read_rows(run.events_path) if row["event"] == "save" and row["attempt"] == 1]
 
 
 def test_a_dead_worker_ends_the_attempt_and_the_run_comes_back(tmp_path, uninterrupted):

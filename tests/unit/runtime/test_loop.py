@@ -1,0 +1,118 @@
+"""The loops in one process: what they write and when they leave."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
+from get3d_cluster.dist.group import SoloGroup
+from get3d_cluster.errors import FencedError
+from get3d_cluster.runtime.checkpoint import Checkpoints
+from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.loop import End, run_items, run_steps
+from get3d_cluster.runtime.notices import Notices
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.session import Session
+from get3d_cluster.schedulers.base import StopReason
+from get3d_cluster.storage import open_storage
+
+PREEMPTED = StopReason(cause=Cause.PREEMPTED, grace_s=30.0)
+
+
+@dataclass
+class Count:
+    """Work of ten steps that gets a notice in the fourth; of both kinds."""
+
+    session: Session
+    told_at: int = 4
+    done: int = 0
+
+    def position(self) -> Position:
+        return Position(step=self.done, num_steps=10, epoch=0, images=self.done)
+
+    def is_done(self) -> bool:
+        return self.done >= 10
+
+    def step(self) -> None:
+        self.done += 1
+        self.session.metrics.write(self.done)
+        if self.done == self.told_at:
+            self.session.notices.received.append((int(signal.SIGUSR1), 0.0))
+
+    def state(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+    def close(self) -> None:
+        self.session.events.write("closed")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    run = RunFolder(tmp_path)
+    run.write_spec(JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00"))
+    return Session(
+        run=run,
+        attempt=3,
+        group=SoloGroup(),
+        resources=Resources(),
+        notices=Notices(),
+        events=EventLog(run.events_path, 3, 0),
+        metrics=MetricLog(run.metrics_path),
+    )
+
+
+def checkpoints_of(session: Session) -> Checkpoints:
+    return Checkpoints(open_storage(session.run.checkpoints_dir), CheckpointConfig(), lambda: None)
+
+
+def events_of(session: Session) -> list[dict]:
+    return read_rows(session.run.events_path)
+
+
+def test_a_notice_is_written_once_before_the_save_with_its_reason(session: Session) -> None:
+    asked = []
+
+    def reason() -> StopReason:
+        asked.append(1)
+        return StopReason(cause=Cause.PREEMPTED, grace_s=1e9)
+
+    ended = run_steps(Count(session), session, checkpoints_of(session), CheckpointConfig(), reason)
+    assert (ended.end, ended.saved_step, len(asked)) == (End.SUSPENDED, 4, 1)
+    rows = events_of(session)
+    assert [row["event"] for row in rows] == ["start", "notice", "save"]
+    notice = rows[1]
+    assert (notice["cause"], notice["signal"], notice["grace_s"]) == ("preempted", "SIGUSR1", 1e9)
+    assert (notice["step"], notice["ranks"], notice["attempt"]) == (4, [0], 3)
+    assert notice["t"] < rows[0]["t"]  # the clock of the notice, not of the end of the step
+
+
+def test_items_tell_of_a_notice_before_they_put_down_what_they_hold(session: Session) -> None:
+    assert run_items(Count(session), session, lambda: PREEMPTED).end is End.SUSPENDED
+    rows = events_of(session)
+    assert [row["event"] for row in rows] == ["notice", "closed"]
+    assert (rows[0]["cause"], rows[0]["signal"], rows[0]["step"]) == ("preempted", "SIGUSR1", 4)
+
+
+def test_work_that_comes_to_its_end_tells_of_no_notice(session: Session) -> None:
+    assert run_items(Count(session, told_at=10), session, lambda: PREEMPTED).end is End.FINISHED
+    assert [row["event"] for row in events_of(session)] == ["closed"]
+
+
+def test_a_fenced_attempt_leaves_at_the_next_step_and_writes_nothing_more(session: Session) -> None:
+    work = Count(session)
+    with pytest.raises(FencedError, match="not 3"):
+        run_steps(
+            work,
+            session,
+            checkpoints_of(session),
+            CheckpointConfig(),
+            lambda: PREEMPTED,
+            lambda: work.done >= 4,
+        )
+    assert [row["step"] for row in read_rows(session.run.metrics_path)] == [1, 2, 3, 4]
+    assert [row["event"] for row in events_of(session)] == ["start"]
