@@ -5,6 +5,7 @@
         for step in range(start_step if epoch == start_epoch else 0, steps_per_epoch):
             ...  # one optimizer step
             checkpoint.try_save(epoch, step + 1, others)
+    checkpoint.finish()  # optional
 
 ``try_save`` saves when a period is over, or when the process was told to stop (SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C); in
 that case it leaves with exit code 75, and the same command goes on from there. With ``torch.distributed`` all ranks
@@ -15,9 +16,10 @@ part of what is saved, one set for each rank.
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,15 +27,22 @@ import torch
 from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.core.policy import is_save_due
 from get3d_cluster.dist.group import Group, SoloGroup, TorchGroup
-from get3d_cluster.errors import ExitCode, UsageError
-from get3d_cluster.runtime.checkpoint import Checkpoints, load_optimizer, optimizer_state
+from get3d_cluster.errors import CheckpointError, ExitCode, FencedError, Get3dError, StorageError, UsageError
+from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, refuse_unsaved
 from get3d_cluster.runtime.lease import Lease, read_lease, refuse_second_copy
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.storage import open_storage
 
+__all__ = ["CheckpointConfig", "finish", "init", "try_save"]
+
+PATIENCE_S = 5.0
+"""A second Ctrl-C or SIGTERM so long after the first, which no ``try_save`` has answered, ends the process."""
+
+_T = TypeVar("_T")
+
 
 class Stateful(Protocol):
-    """A scheduler, a scaler: anything with a state of text keys and JSON values or tensors."""
+    """A scheduler, a scaler: anything whose state is dicts, lists and tuples of tensors, numbers, texts and None."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -51,14 +60,22 @@ def init(
     """Resume from the newest checkpoint below ``path``, or begin; return ``(start_epoch, start_step, others)``.
 
     ``start_step`` counts the steps of ``start_epoch`` that are done. ``others`` is what the last ``try_save`` was
-    given (JSON values), or the ``others`` given here for a first start. ``more`` are schedulers, scalers and the like,
-    in a fixed order.
+    given, or the ``others`` given here for a first start; it holds what a ``Stateful`` may. ``more`` are schedulers,
+    scalers and the like, in a fixed order.
 
-    Raises: FencedError if another live process uses ``path``; CheckpointError if only damaged checkpoints are there.
+    Raises: FencedError if another live process uses ``path``; CheckpointError if only damaged checkpoints are there;
+    UsageError if there is a loop already that was not finished.
     """
     global _loop
-    _loop = _Loop(model, optimizer, more, Path(path), config or CheckpointConfig())
-    return _loop.resume(dict(others or {}))
+    if _loop is not None:
+        raise UsageError(
+            "checkpoint.init was called a second time", "call checkpoint.finish after the first loop"
+        )
+    loop = _Loop(model, optimizer, more, Path(path), config or CheckpointConfig())
+    with _way_out_shown():
+        start = loop.begin(dict(others or {}))
+    _loop = loop
+    return start
 
 
 def try_save(epoch: int, step: int, others: Mapping[str, Any] | None = None) -> bool:
@@ -66,13 +83,31 @@ def try_save(epoch: int, step: int, others: Mapping[str, Any] | None = None) -> 
 
     Call it after each optimizer step, on all ranks, with the number of steps of ``epoch`` that are done.
 
-    Raises: SystemExit with code 75 after saving on a notice; UsageError before ``init``; StorageError.
+    Raises: SystemExit with code 75 after saving on a notice; UsageError before ``init``, or if the state holds what a
+    checkpoint cannot; StorageError; FencedError if another process took ``path`` over.
     """
     if _loop is None:
         raise UsageError(
             "checkpoint.try_save was called before checkpoint.init", "call init once, before the loop"
         )
-    return _loop.try_save(epoch, step, dict(others or {}))
+    with _way_out_shown():
+        return _loop.try_save(epoch, step, dict(others or {}))
+
+
+def finish() -> None:
+    """Save the last step, give ``path`` back, and let signals do what they did before ``init``.
+
+    Call it after the loop, on all ranks. Without it all this ends with the process, except that the steps after the
+    last periodic checkpoint are done again if the same command is given again. Does nothing before ``init``.
+
+    Raises: StorageError; FencedError if another process took ``path`` over.
+    """
+    global _loop
+    if _loop is None:
+        return
+    loop, _loop = _loop, None
+    with _way_out_shown():
+        loop.finish()
 
 
 class _Loop:
@@ -88,55 +123,116 @@ class _Loop:
     ) -> None:
         self._model, self._optimizer, self._more = model, optimizer, more
         self._config = config
+        self._path = path
         self._group = _group()
         self._notices = Notices()
-        self._notices.install()
-        self._lease = _take_lease(path / "lease.json") if self._group.rank == 0 else None
-        check = self._lease.check if self._lease else lambda: None
+        self._lease: Lease | None = None
+        check = self._check if self._group.rank == 0 else lambda: None
         self._checkpoints = Checkpoints(open_storage(path / "checkpoints"), config, check)
         self._done = self._saved_done = 0
         self._saved_s = time.monotonic()
+        self._place: dict[str, Any] = {}
+        self._is_state_known = False
 
-    def resume(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
-        newest = self._checkpoints.load() if self._group.rank == 0 else None
+    def begin(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
+        """Take the path and go to the newest checkpoint; take nothing if that fails."""
+        self._notices.install(PATIENCE_S)
+        try:
+            self._on_rank_0(self._take_lease)
+            return self._resume(others)
+        except BaseException:
+            self._end()
+            raise
+
+    def _take_lease(self) -> None:
+        path = self._path / "lease.json"
+        with _named_after(self._path):
+            refuse_second_copy(path)
+            held = read_lease(path)
+            lease = Lease(path, held["fence"] + 1 if held else 1)
+            lease.acquire()
+        self._lease = lease
+
+    def _check(self) -> None:
+        with _named_after(self._path):
+            assert self._lease is not None
+            self._lease.check()
+
+    def _resume(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
+        newest = self._on_rank_0(self._checkpoints.load)
         step = self._group.broadcast(newest.step if newest else None)
         if step is None:
             return 0, 0, others
-        state = (newest or self._checkpoints.read_step(step)).state
+        state = newest.state if newest else self._read(step)
         self._model.load_state_dict(state["model"])
-        load_optimizer(self._optimizer, state["optimizer"])
+        self._optimizer.load_state_dict(state["optimizer"])
         for index, stateful in enumerate(self._more):
             stateful.load_state_dict(state[f"more{index}"])
         self._restore_generators(state["generators"])
-        place = state["place"]
+        self._place = state["place"]
         self._done = self._saved_done = step
-        return place["epoch"], place["step"], place["others"]
+        return self._place["epoch"], self._place["step"], self._place["others"]
+
+    def _read(self, step: int) -> dict[str, Any]:
+        try:
+            return self._checkpoints.read_step(step).state
+        except DamagedError as error:
+            raise CheckpointError(
+                f"rank {self._group.rank} reads another checkpoint than rank 0: {error}",
+                f"all ranks have to see the same {self._path}",
+            ) from error
+
+    def _on_rank_0(self, act: Callable[[], _T]) -> _T | None:
+        """Return what ``act`` gives on rank 0, None elsewhere; an error of it is raised on all ranks."""
+        value, failure = None, None
+        if self._group.rank == 0:
+            try:
+                value = act()
+            except Get3dError as error:
+                failure = error
+        told = self._group.broadcast(
+            [type(failure).__name__, failure.what, failure.way_out] if failure else None
+        )
+        if told is not None:
+            raise failure or _ERRORS.get(told[0], Get3dError)(told[1], told[2])
+        return value
 
     def try_save(self, epoch: int, step: int, others: dict[str, Any]) -> bool:
         self._done += 1
         since_s = time.monotonic() - self._saved_s
         due = self._group.rank == 0 and is_save_due(self._done - self._saved_done, since_s, self._config)
         stop, save = self._group.any([self._notices.requested, due])
+        self._place = {"epoch": epoch, "step": step, "others": others}
+        if not self._is_state_known:  # now, not when it is needed; the first step has filled the optimizer
+            refuse_unsaved(self._state())
+            self._is_state_known = True
+        if stop:
+            self._notices.answer()
         if stop or save:
-            self._save({"epoch": epoch, "step": step, "others": others})
+            self._save()
         if stop:
             self._leave(epoch, step)
         return stop or save
 
-    def _save(self, place: dict[str, Any]) -> None:
+    def finish(self) -> None:
+        try:
+            if self._done > self._saved_done:
+                self._save()
+        finally:
+            self._end()
+
+    def _save(self) -> None:
+        """Publish the state; nobody goes on before rank 0 has."""
         generators = self._generators()
-        if self._group.rank == 0:
-            more = {f"more{index}": stateful.state_dict() for index, stateful in enumerate(self._more)}
-            state = {
-                "model": self._model.state_dict(),
-                "optimizer": optimizer_state(self._optimizer),
-                "generators": generators,
-                "place": place,
-                **more,
-            }
-            self._checkpoints.save(self._done, state, {"epoch": place["epoch"]})
-        self._group.any([True])  # nobody goes on before it is published
+        state = self._state() | {"generators": generators}
+        meta = {"epoch": self._place["epoch"]}
+        self._on_rank_0(lambda: self._checkpoints.save(self._done, state, meta))
         self._saved_done, self._saved_s = self._done, time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        more = {f"more{index}": stateful.state_dict() for index, stateful in enumerate(self._more)}
+        model, optimizer = self._model.state_dict(), self._optimizer.state_dict()
+        return {"model": model, "optimizer": optimizer, "place": self._place, **more}
 
     def _leave(self, epoch: int, step: int) -> None:
         if self._lease:
@@ -146,6 +242,11 @@ class _Loop:
             )
             self._lease.release()
         sys.exit(int(ExitCode.SUSPENDED))
+
+    def _end(self) -> None:
+        if self._lease:
+            self._lease.release()
+        self._notices.uninstall()
 
     def _generators(self) -> dict[str, Any]:
         mine = {"torch": torch.random.get_rng_state(), "host": _host_generators()}
@@ -193,9 +294,31 @@ def _set_host_generators(state: torch.Tensor) -> None:
     np.random.set_state(("MT19937", words_numpy, int(position), int(has_cached), cached))  # noqa: NPY002
 
 
-def _take_lease(path: Path) -> Lease:
-    refuse_second_copy(path)
-    held = read_lease(path)
-    lease = Lease(path, held["fence"] + 1 if held else 1)
-    lease.acquire()
-    return lease
+_ERRORS: dict[str, type[Get3dError]] = {
+    kind.__name__: kind for kind in (CheckpointError, FencedError, StorageError, UsageError)
+}
+
+
+@contextmanager
+def _named_after(path: Path) -> Iterator[None]:
+    """Speak of a path and its processes, not of runs and attempts: there is no run here."""
+    try:
+        yield
+    except FencedError as error:
+        held = read_lease(path / "lease.json") or {}
+        pid, host = held.get("pid", "?"), held.get("host", "?")
+        raise FencedError(
+            f"{path} is in use by process {pid} on {host}",
+            f"let it go on; or stop it (on {host}: kill {pid}) and start again; or give another path",
+        ) from error
+
+
+@contextmanager
+def _way_out_shown() -> Iterator[None]:
+    """Let a traceback end with the way out."""
+    try:
+        yield
+    except Get3dError as error:
+        if error.way_out:
+            error.add_note(error.way_out)
+        raise

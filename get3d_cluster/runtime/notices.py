@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
-from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -21,17 +22,40 @@ class Notices:
         self.received: list[tuple[int, float]] = []
         """Signal number and monotonic time of each notice, in order."""
         self._lock = threading.Lock()
+        self._patience_s: float | None = None
+        self._is_answered = False
+        self._former: dict[int, Any] = {}
+        self._former_fd = self._write_end = -1
+        self._thread: threading.Thread | None = None
 
-    def install(self) -> None:
-        """Listen for the stop signals from now on. Main thread only."""
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="notices").start()
+    def install(self, patience_s: float | None = None) -> None:
+        """Listen for the stop signals from now on. Main thread only.
+
+        With ``patience_s`` a second Ctrl-C, or a second SIGTERM to a loop that has not called ``answer`` since the
+        first, ends the process at once if the first is so many seconds old: nobody is locked in with a program that
+        does not look.
+        """
+        self._patience_s = patience_s
+        read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._former_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="notices")
+        self._thread.start()
         for number in STOP_SIGNALS:
-            signal.signal(number, _do_nothing)
+            self._former[number] = signal.signal(number, _do_nothing)
         with contextlib.suppress(AttributeError):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def uninstall(self) -> None:
+        """Stop listening: signals do again what they did before ``install``. Main thread only."""
+        if self._thread is None:
+            return
+        for number, handler in self._former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._former_fd)
+        os.close(self._write_end)
+        self._thread.join()
+        self._thread = None
 
     @property
     def requested(self) -> bool:
@@ -57,21 +81,42 @@ class Notices:
         """Stop as if a signal had come: for loops that decide it themselves."""
         self._note(int(signal.SIGTERM))
 
+    def answer(self) -> None:
+        """Say that the notice was seen and the process is about to leave."""
+        self._is_answered = True
+
     def ignore(self) -> None:
         """Stop listening: from here on nothing may interrupt leaving."""
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def _watch(self, read_end: int) -> None:
-        while True:
-            for number in os.read(read_end, 64):
+        while numbers := os.read(read_end, 64):
+            for number in numbers:
                 if number in STOP_SIGNALS:
                     self._note(number)
+        os.close(read_end)
 
     def _note(self, number: int) -> None:
         with self._lock:
-            self.received.append((number, time.monotonic()))
+            now = time.monotonic()
+            if self._is_over(number, now):
+                _end_at_once(number)
+            self.received.append((number, now))
+
+    def _is_over(self, number: int, now_s: float) -> bool:
+        """Say whether this signal finds the patience for the same one before it at its end."""
+        first_s = next((then_s for before, then_s in self.received if before == number), now_s)
+        is_meant = number == signal.SIGINT or (number == signal.SIGTERM and not self._is_answered)
+        return is_meant and self._patience_s is not None and now_s - first_s > self._patience_s
 
 
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+def _end_at_once(number: int) -> None:
+    """End the process from any thread, whatever the main one is doing, with the exit code that a shell shows."""
+    text = f"{signal.Signals(number).name} came a second time: ends at once, without saving; what was saved stands\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+    os._exit(128 + number)
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
     """The wake-up descriptor has told the watching thread already; the handler only keeps the process alive."""

@@ -1,0 +1,76 @@
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from get3d_cluster.runtime.notices import STOP_SIGNALS, Notices
+
+
+def wait_until(condition, limit_s=5.0):
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_uninstall_gives_back_handlers_wakeup_descriptor_and_thread():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
+    handlers = [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)]
+    descriptors, threads = set(Path("/proc/self/fd").iterdir()), threading.active_count()
+    try:
+        notices = Notices()
+        notices.install()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert wait_until(lambda: notices.requested)
+        assert heard == []
+        notices.uninstall()
+        assert [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)] == handlers
+        assert signal.set_wakeup_fd(-1) == -1
+        assert set(Path("/proc/self/fd").iterdir()) == descriptors
+        assert threading.active_count() == threads
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert wait_until(lambda: heard)
+        assert len(notices.received) == 1
+        notices.uninstall()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_without_patience_any_number_of_signals_is_only_noted():
+    notices = Notices()
+    notices.install()
+    try:
+        for count in (1, 2, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert wait_until(lambda count=count: len(notices.received) == count)
+            time.sleep(0.02)
+        assert notices.is_urgent
+    finally:
+        notices.uninstall()
+
+
+def test_an_answered_notice_is_not_cut_short_by_the_scheduler(monkeypatch):
+    ended = []
+    monkeypatch.setattr("get3d_cluster.runtime.notices._end_at_once", ended.append)
+    notices = Notices()
+    notices.install(patience_s=0.05)
+    try:
+        for number, is_answered, expected in (
+            (signal.SIGTERM, False, []),
+            (signal.SIGUSR1, False, []),
+            (signal.SIGUSR1, False, []),
+            (signal.SIGINT, False, []),  # another signal than the first is not a second one
+            (signal.SIGTERM, True, []),
+            (signal.SIGINT, True, [signal.SIGINT]),
+        ):
+            if is_answered:
+                notices.answer()
+            known = len(notices.received)
+            os.kill(os.getpid(), number)
+            assert wait_until(lambda known=known: len(notices.received) > known)
+            assert ended == expected
+            time.sleep(0.1)
+    finally:
+        notices.uninstall()
