@@ -284,7 +284,7 @@ class _StepLoop:
         except (FencedError, StorageError) as error:
             kind = "fenced" if isinstance(error, FencedError) else "storage"
             return {"error": error.what, "way_out": error.way_out, "kind": kind}
-        values = {
+        values: dict[str, Any] = {
             "step": saved.step,
             "digest": saved.digest,
             "num_bytes": saved.num_bytes,
