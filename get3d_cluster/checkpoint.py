@@ -244,9 +244,11 @@ class _Loop:
         sys.exit(int(ExitCode.SUSPENDED))
 
     def _end(self) -> None:
-        if self._lease:
-            self._lease.release()
-        self._notices.uninstall()
+        try:
+            if self._lease:
+                self._lease.release()
+        finally:
+            self._notices.uninstall()
 
     def _generators(self) -> dict[str, Any]:
         mine = {"torch": torch.random.get_rng_state(), "host": _host_generators()}
