@@ -20,7 +20,7 @@ system: ## find missing system libraries; install them if this is root on Debian
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PY) $(PIP) torch==2.13.0
 	@$(PY) $(PIP) -r requirements.txt
-	@$(PY) $(PIP) --no-deps --editable .
+	@$(PY) $(PIP) --quiet --no-deps --editable .
 	@touch $@
 
 .venv-render/ready: requirements-render.txt | system

@@ -164,7 +164,7 @@ class RenderWork:
             {**row, "attempt": self._session.attempt, "rank": self._session.rank, "seconds": seconds}
         )
         if ended is Ended.QUARANTINED:
-            self._session.events.write("quarantine", **row)
+            self._session.events.write("quarantine", synset=item.synset, model=item.model, ended=str(ended))
 
     def _put_down(self) -> None:
         assert self._current is not None
