@@ -31,27 +31,15 @@ class Phase(IntEnum):
     MIX_LATENT_TEX = 4
     MIX_CUTOFF = 5
     CAMERA = 6
-    NOISE = 7
-    SDF_REG = 8
     D_LATENT_GEO = 17
     D_LATENT_TEX = 18
     D_MIX_LATENT_GEO = 19
     D_MIX_LATENT_TEX = 20
     D_MIX_CUTOFF = 21
     D_CAMERA = 22
-    D_NOISE = 23
-    AUGMENT = 32
     ORDER = 33
     RENDER_CAMERA = 34
-    PREVIEW_LATENT_GEO = 35
-    PREVIEW_LATENT_TEX = 36
-    PREVIEW_CAMERA = 37
-    EVAL_LATENT_GEO = 38
-    EVAL_LATENT_TEX = 39
-    EVAL_CAMERA = 40
-    INIT = 41
     SHAPES = 42
-    W_AVG = 43
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
