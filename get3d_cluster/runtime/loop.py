@@ -12,6 +12,7 @@ from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.core.policy import is_save_due
 from get3d_cluster.errors import CheckpointError, FencedError, StorageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.env import numeric_fingerprint
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
@@ -145,8 +146,18 @@ class _StepLoop:
                 damaged=list(loaded.damaged) if loaded else [],
                 world_size=self._session.world_size,
             )
+            self._compare_environment(loaded, position.step)
         self._progress.show(position, self._active_s, always=True)
         self._saved_s = time.monotonic()
+
+    def _compare_environment(self, loaded: Loaded | None, step: int) -> None:
+        """Say what changed of what decides bits; to go on is allowed, the promise of equal bits ends there."""
+        before, now = (loaded.meta.get("on", {}) if loaded else {}), numeric_fingerprint()
+        changed = {key: [before[key], now[key]] for key in before if before[key] != now.get(key)}
+        if changed:
+            self._session.events.write("environment", step=step, changed=changed)
+            names = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+            print(f"from step {step} on the bits are those of another environment: {names}", flush=True)
 
     def is_stopped(self) -> bool:
         """Say whether any worker got a notice before the first step."""
@@ -294,12 +305,11 @@ class _StepLoop:
         return values
 
     def _meta(self) -> dict[str, Any]:
-        from get3d_cluster.runtime.env import numeric_fingerprint
-
         return {
             "attempt": self._session.attempt,
             "world_size": self._session.world_size,
             "on": numeric_fingerprint(),
+            **self._session.run.identity(),
         }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,13 @@ class RunFolder:
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.attempt_dir(outcome.attempt) / "outcome.json", dataclasses.asdict(outcome))
+
+    def identity(self) -> dict[str, str]:
+        """Return what this run computes with: the SHA-256 of its configuration and the commit of its code."""
+        code = self.path / "code.json"
+        config = self.config_path.read_bytes() if self.config_path.is_file() else b""
+        commit = str(read_json(code).get("commit", "")) if code.is_file() else ""
+        return {"config_sha256": hashlib.sha256(config).hexdigest(), "commit": commit}
 
     def is_done(self) -> bool:
         return self.done_path.is_file()

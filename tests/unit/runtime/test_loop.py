@@ -9,6 +9,7 @@ import pytest
 from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import FencedError
+from get3d_cluster.runtime import loop
 from get3d_cluster.runtime.checkpoint import Checkpoints
 from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
 from get3d_cluster.runtime.loop import End, run_items, run_steps
@@ -19,6 +20,7 @@ from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
 
 PREEMPTED = StopReason(cause=Cause.PREEMPTED, grace_s=30.0)
+IN_TIME = StopReason(cause=Cause.PREEMPTED, grace_s=1e9)
 
 
 @dataclass
@@ -116,3 +118,27 @@ def test_a_fenced_attempt_leaves_at_the_next_step_and_writes_nothing_more(sessio
         )
     assert [row["step"] for row in read_rows(session.run.metrics_path)] == [1, 2, 3, 4]
     assert [row["event"] for row in events_of(session)] == ["start"]
+
+
+def test_a_resume_elsewhere_says_what_changed_of_what_decides_bits(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_steps(Count(session), session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME)
+    session.notices.received.clear()
+    here = loop.numeric_fingerprint()
+    monkeypatch.setattr(loop, "numeric_fingerprint", lambda: here | {"threads": 64})
+    run_steps(
+        Count(session, told_at=0), session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME
+    )
+    told = [row for row in events_of(session) if row["event"] == "environment"]
+    assert [(row["step"], row["changed"]) for row in told] == [(4, {"threads": [here["threads"], 64]})]
+    assert f"threads {here['threads']} -> 64" in capsys.readouterr().out
+
+
+def test_a_checkpoint_names_the_configuration_and_the_commit_it_came_from(session: Session) -> None:
+    session.run.config_path.write_text("lr: 1\n")
+    (session.run.path / "code.json").write_text('{"commit": "abc"}')
+    run_steps(Count(session), session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME)
+    meta = checkpoints_of(session).load().meta
+    assert meta["commit"] == "abc"
+    assert len(meta["config_sha256"]) == 64
