@@ -15,8 +15,14 @@ from get3d_cluster.schedulers.local_files import QueueFolder
 from get3d_cluster.schedulers.local_machine import session_members
 
 
+@pytest.fixture(autouse=True)
+def _nobodys_queue(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test off the queue of the person who runs it."""
+    monkeypatch.setenv("GET3D_QUEUE", str(tmp_path_factory.getbasetemp() / "queue"))
+
+
 @pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueFolder]:
+def queue(_nobodys_queue: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueFolder]:
     """Give this test, and all processes it starts, a queue of its own with two cores; leave no process behind."""
     monkeypatch.setenv("GET3D_QUEUE", str(tmp_path / "queue"))
     monkeypatch.setenv("GET3D_SLOTS", "2")
