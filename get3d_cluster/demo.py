@@ -43,6 +43,8 @@ CHECKED_MODELS = 2
 CHAIR = "03001627"
 MARK = ".get3d-demo"
 STRETCH_STEPS = 40
+BATCH = 8
+"""Images of a step of `tiny_cpu`."""
 TABLE_STYLE = "bold cyan"
 
 
@@ -169,7 +171,7 @@ class _Demo:
 
     def _train(self) -> None:
         self._title("4. Training on two workers, suspended at a random step and resumed")
-        self._launch("submit", "train", *self._train_settings(), *self._named("train"))
+        self._launch("submit", "train", *self._train_settings(self._config.num_images), *self._named("train"))
         run = self._open("train")
         steps = self._train_steps()
         target = self._choose.randrange(steps // 4, 3 * steps // 4)
@@ -199,9 +201,8 @@ class _Demo:
             "watch.log_every_steps=1",
             "checkpoint.every_s=0",
         ]
-        sizes = [f"num_images={STRETCH_STEPS * 8}", *quiet]
         text = self._launch(
-            "simulate", "train", *self._train_settings(*sizes), "--stops", "1", "--worlds", "2",
+            "simulate", "train", *self._train_settings(STRETCH_STEPS * BATCH), *quiet, "--stops", "1", "--worlds", "2",
             "--seed", str(self._config.seed), "--folder", str(self._folder / "proof"), "--json", quiet=True,
         )  # fmt: skip
         verdict: dict[str, Any] = json.loads(text)
@@ -263,12 +264,12 @@ class _Demo:
     def _render_settings(self, models: Path, images: Path) -> list[str]:
         return ["--config", "render_demo", f"models={models}", f"out={images}"]
 
-    def _train_settings(self, *more: str) -> list[str]:
-        sizes = [f"num_images={self._config.num_images}", f"seed={self._config.seed}"]
-        return ["--config", "tiny_cpu", f"data.path={self._folder / 'packed'}", *sizes, *more]
+    def _train_settings(self, num_images: int) -> list[str]:
+        sizes = [f"num_images={num_images}", f"seed={self._config.seed}"]
+        return ["--config", "tiny_cpu", f"data.path={self._folder / 'packed'}", *sizes]
 
     def _train_steps(self) -> int:
-        return self._config.num_images // 8
+        return self._config.num_images // BATCH
 
     def _epoch(self, event: dict[str, Any]) -> int:
         saves = [row for row in read_rows(self._open("train").events_path) if row["event"] == "save"]
