@@ -14,6 +14,9 @@ from get3d_cluster.schedulers import local_files
 from get3d_cluster.schedulers.local_files import QueueFolder
 from get3d_cluster.schedulers.local_machine import session_members
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def _nobodys_queue(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
