@@ -77,10 +77,6 @@ class Notices:
         """Name of the first signal, for the log."""
         return signal.Signals(self.received[0][0]).name if self.received else ""
 
-    def request(self) -> None:
-        """Stop as if a signal had come: for loops that decide it themselves."""
-        self._note(int(signal.SIGTERM))
-
     def answer(self) -> None:
         """Say that the notice was seen and the process is about to leave."""
         self._is_answered = True
