@@ -5,7 +5,7 @@ RENDER_LIBS := libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-all check fmt bench gpu clean
+.PHONY: help setup system demo test test-all check fmt gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,9 +47,6 @@ check: .venv/ready ## formatter, ruff, mypy, import layers: seconds
 fmt: .venv/ready ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix --quiet .
-
-bench: setup ## measure; ratios in one run, for docs/results.md
-	@$(PY) -m pytest -m bench tests/bench --timeout 3600 -s
 
 gpu: ## checks that need CUDA, or one part: PART=parity|exact|fullsize|speed; installs nothing; GPU_PYTHON=...
 	@$${GPU_PYTHON:-python3} -m tests.gpu $(PART)

@@ -49,17 +49,6 @@ class TetGrid:
         )
 
 
-def cells_for_resolution(tet_res: int) -> int:
-    """Return the even cell count whose grid is about as fine as upstream's `tet_res`: 0.4 of it.
-
-    90 -> 36, 64 -> 26, 32 -> 12. Upstream's grids have vertices about 2 / tet_res apart; ours 1 / cells and
-    0.87 / cells.
-    """
-    if tet_res < 5:
-        raise ValueError(f"tet_res={tet_res} must be at least 5")
-    return 2 * round(tet_res / 5)
-
-
 def bcc_grid(cells: int) -> TetGrid:
     """Build the grid of `cells` cubes a side: cube corners and cube centres.
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from get3d_cluster.get3d.config import GridConfig
 from get3d_cluster.get3d.tets import (
     TetGrid,
     bcc_grid,
-    cells_for_resolution,
     close_boundary,
     marching_tets,
     repair_empty,
@@ -126,10 +126,9 @@ def test_an_odd_or_empty_grid_is_refused(cells: int) -> None:
 
 
 def test_resolutions_of_the_paper_map_to_grids_of_like_size() -> None:
-    assert [cells_for_resolution(r) for r in (90, 64, 32)] == [36, 26, 12]
-    assert all(cells_for_resolution(r) % 2 == 0 and cells_for_resolution(r) >= 2 for r in range(5, 200))
-    with pytest.raises(ValueError, match="tet_res=4"):
-        cells_for_resolution(4)
+    cells = {resolution: GridConfig(tet_res=resolution).num_cells for resolution in range(5, 200)}
+    assert [cells[resolution] for resolution in (90, 64, 32)] == [36, 26, 12]
+    assert all(count % 2 == 0 and count >= 2 for count in cells.values())
 
 
 # Marching tetrahedra
