@@ -94,7 +94,7 @@ class GridConfig:
     """Side of the grid in world units; 0.8 for chairs and tables."""
     max_deformation: float = 0.4
     """Farthest a vertex moves along an axis, times cells, in world units; 0.4 is upstream's 1/90 on 36 cells.
-    Below 0.25 in length no tetrahedron can turn over."""
+    Below 0.2 in length no tetrahedron can turn over: those at the boundary are 0.41 cells wide."""
     close_boundary: bool = False
     """Force the distance at the boundary to be outside, so that every mesh is closed in training too."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d.config import GridConfig
 from get3d_cluster.get3d.tets import (
     TetGrid,
@@ -129,6 +130,8 @@ def test_resolutions_of_the_paper_map_to_grids_of_like_size() -> None:
     cells = {resolution: GridConfig(tet_res=resolution).num_cells for resolution in range(5, 200)}
     assert [cells[resolution] for resolution in (90, 64, 32)] == [36, 26, 12]
     assert all(count % 2 == 0 and count >= 2 for count in cells.values())
+    with pytest.raises(UsageError, match="tet_res=4"):
+        GridConfig(tet_res=4)
 
 
 # Marching tetrahedra
