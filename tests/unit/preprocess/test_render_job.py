@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -155,9 +157,13 @@ def test_a_notice_during_a_long_view_ends_it_and_blames_nobody(
     job = config(tmp_path, fake, ["hang"])
     session = rank.session_of(tmp_path / "run", grace_s=0.4)
     work = render.make(job, session)
-    threading.Timer(0.8, session.notices.request).start()
+    session.notices.install()
+    threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM)).start()
     begun = time.monotonic()
-    rank.run(work, session)
+    try:
+        rank.run(work, session)
+    finally:
+        session.notices.uninstall()
     assert time.monotonic() - begun < 6
     assert not work.is_done()
     assert quarantined(job.out) == {}
