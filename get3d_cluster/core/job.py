@@ -46,6 +46,9 @@ class RunState(StrEnum):
     """Nothing of it runs or is queued although it is not finished; `resume` brings it back."""
 
 
+CONTAINER_RUNTIMES = ("apptainer", "pyxis")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What one attempt asks of the scheduler."""
@@ -70,16 +73,48 @@ class Resources:
     """The local scheduler preempts runs of lower priority when a higher one does not fit."""
     port: int = 0
     """TCP port at which the workers meet; 0 lets the system choose a free one."""
+    partition: str = ""
+    """SLURM partition, or several with commas; empty takes the cluster's default."""
+    qos: str = ""
+    """SLURM quality of service."""
+    account: str = ""
+    """SLURM account that is charged."""
+    constraint: str = ""
+    """Features that SLURM's nodes must have, such as a100|h100."""
+    exclude: str = ""
+    """SLURM nodes that are never used, such as node[3,7-9]; those that failed the run twice are added."""
+    array: int = 0
+    """Elements of a SLURM job array that share out the work items of a run, each started, preempted and brought back
+    alone; 0 is one job. Only for jobs of kind items."""
+    array_limit: int = 0
+    """Elements that run at a time; 0 leaves it to SLURM."""
+    container: str = ""
+    """Image in which SLURM starts the workers: apptainer:IMAGE or pyxis:IMAGE."""
+    mounts: tuple[str, ...] = ()
+    """Folders that the container sees besides the run and the code, as OUTSIDE or OUTSIDE:INSIDE."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that run on SLURM's first node before the workers start, such as "module load cuda"."""
+    sbatch: tuple[str, ...] = ()
+    """Any further flags of sbatch, such as "--reservation=night"."""
+    srun: tuple[str, ...] = ()
+    """Any further flags of srun, such as "--cpu-bind=cores" for NUMA binding."""
 
     def __post_init__(self) -> None:
+        for name in ("mounts", "setup", "sbatch", "srun"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON knows lists only
         for name in ("nodes", "workers_per_node", "cpus_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("gpus_per_worker", "memory_gb", "time_limit_min", "grace_s"):
+        for name in ("gpus_per_worker", "memory_gb", "time_limit_min", "grace_s", "array", "array_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port={self.port} must be between 0 and 65535")
+        if self.container and self.container.partition(":")[0] not in CONTAINER_RUNTIMES:
+            raise ValueError(f"container={self.container} must be apptainer:IMAGE or pyxis:IMAGE")
+        for name in ("sbatch", "srun"):
+            if wrong := [flag for flag in getattr(self, name) if not flag.startswith("-")]:
+                raise ValueError(f"{name} has {wrong[0]!r}, which is no flag: write it as --name=value")
 
     @property
     def num_workers(self) -> int:
@@ -158,6 +193,8 @@ class JobSpec:
     scheduler: str = "local"
     python: str = ""
     """Interpreter that starts the workers; empty means the one that submitted."""
+    after: tuple[str, ...] = ()
+    """Paths of the runs that must be DONE before this one starts."""
     format: int = FORMAT
 
 
@@ -176,6 +213,11 @@ class Outcome:
     message: str = ""
     world_size: int = 1
     hosts: tuple[str, ...] = field(default_factory=tuple)
+    """Nodes of the attempt."""
+    failed_hosts: tuple[str, ...] = ()
+    """Those of them that failed, as far as the scheduler says."""
+    element: int | None = None
+    """Number within a job array, whose elements come back each alone; None: the run is one job."""
     format: int = FORMAT
 
     @property

@@ -57,7 +57,8 @@ class RunFolder:
         data = read_json(self.spec_path)
         known = {field.name for field in dataclasses.fields(JobSpec)}
         try:
-            return JobSpec(**{key: value for key, value in data.items() if key in known})
+            values = {key: value for key, value in data.items() if key in known}
+            return JobSpec(**values | {"after": tuple(values.get("after", ()))})
         except TypeError as error:
             raise UsageError(
                 f"{self.spec_path} lacks {str(error).rpartition(':')[2].strip()}", RESTORE
@@ -98,7 +99,8 @@ class RunFolder:
         data = read_json(path)
         known = {field.name for field in dataclasses.fields(Outcome)}
         values = {key: value for key, value in data.items() if key in known}
-        return Outcome(**values | {"cause": Cause(values["cause"]), "hosts": tuple(values.get("hosts", ()))})
+        lists = {name: tuple(values.get(name, ())) for name in ("hosts", "failed_hosts")}
+        return Outcome(**values | lists | {"cause": Cause(values["cause"])})
 
     def outcomes(self) -> list[Outcome]:
         """Return the outcomes of all ended attempts, oldest first."""
