@@ -16,6 +16,7 @@ from get3d_cluster.schedulers.local_machine import session_members
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, likewise
 
 
 @pytest.fixture(autouse=True)

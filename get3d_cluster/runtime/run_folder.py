@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class RunFolder:
         self.checkpoints_dir = self.path / "checkpoints"
         self.events_path = self.path / "events.jsonl"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.slurm_dir = self.path / "slurm"
         self.samples_dir = self.path / "samples"
         self.meshes_dir = self.path / "meshes"
         self.report_path = self.path / "report.html"
@@ -51,6 +53,12 @@ class RunFolder:
     def name(self) -> str:
         """The folder's own name."""
         return self.path.name
+
+    @property
+    def key(self) -> str:
+        """A name that no other run has: the same for every path that leads to the folder."""
+        real = os.path.realpath(self.path)
+        return f"{Path(real).name}-{hashlib.sha256(real.encode()).hexdigest()[:8]}"
 
     def spec(self) -> JobSpec:
         """Return what the run is. Raises: UsageError if spec.json cannot be read."""

@@ -1,11 +1,14 @@
-"""Schedulers by name. To add one: a module with the six verbs of ``base.Scheduler``, and a line here."""
+"""Schedulers by name. To add one: a module with the seven verbs of ``base.Scheduler``, and a line here."""
 
 import importlib
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.schedulers.base import Scheduler
 
-SCHEDULERS = {"local": "get3d_cluster.schedulers.local:LocalScheduler"}
+SCHEDULERS = {
+    "local": "get3d_cluster.schedulers.local:LocalScheduler",
+    "slurm": "get3d_cluster.schedulers.slurm:SlurmScheduler",
+}
 
 
 def open_scheduler(name: str) -> Scheduler:

@@ -1,10 +1,10 @@
-"""What a scheduler has to do: six verbs. To add one, write a module with them and a line in ``schedulers/__init__``."""
+"""What a scheduler has to do: seven verbs. To add one: a module with them, and a line in ``schedulers/__init__``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from get3d_cluster.core.job import Cause, Resources
+from get3d_cluster.core.job import Cause, Outcome, Resources
 from get3d_cluster.runtime.run_folder import RunFolder
 
 
@@ -66,4 +66,11 @@ class Scheduler(Protocol):
 
     def requeue(self, run: RunFolder, resources: Resources, delay_s: float = 0) -> None:
         """Bring the run back once its present attempt has left, ``delay_s`` later. Calling it twice is harmless."""
+        ...
+
+    def post_mortem(self, run: RunFolder, attempt: int) -> Outcome | None:
+        """Return how an attempt ended that left no word, as far as the scheduler knows; writes nothing.
+
+        None if it does not know, or if the attempt lives. Never raises for an unreachable scheduler.
+        """
         ...

@@ -5,11 +5,12 @@ This is the client: it drops requests as files and makes sure that the queue pro
 
 from collections.abc import Sequence
 
-from get3d_cluster.core.job import Cause, Resources
+from get3d_cluster.core.job import Cause, Outcome, Resources
 from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import local_files as files
+from get3d_cluster.schedulers import notes
 from get3d_cluster.schedulers.base import Standing, StopReason
 from get3d_cluster.schedulers.local_files import Kind, QueueFolder, Request
 from get3d_cluster.schedulers.local_machine import visible_gpus
@@ -45,7 +46,7 @@ class LocalScheduler:
         self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = (), delay_s: float = 0
     ) -> str:
         check_can_fit(resources, self._capacity(resources))
-        files.release(run)
+        run.release()
         paths = tuple(str(other.path) for other in after)
         request = Request(
             kind=Kind.SUBMIT, run=str(run.path), resources=resources, after=paths, delay_s=delay_s
@@ -61,7 +62,7 @@ class LocalScheduler:
             return Standing(state="unknown", why=str(error))
 
     def stop_reason(self, run: RunFolder, attempt: int) -> StopReason:
-        notice = files.read_notice(run, attempt)
+        notice = notes.read_notice(run, attempt)
         if notice is None:
             return StopReason(cause=Cause.PREEMPTED)
         return StopReason(cause=notice.cause, grace_s=notice.grace_s)
@@ -76,6 +77,10 @@ class LocalScheduler:
         if not env.read_worker_env().attempt:
             self.folder.attend()
 
+    def post_mortem(self, run: RunFolder, attempt: int) -> Outcome | None:  # noqa: ARG002  the protocol's
+        """Return None: an attempt's supervisor, or the queue after a restart of the machine, writes how it ended."""
+        return None
+
     def _standing(self, run: RunFolder) -> Standing:
         job = files.job_id(run)
         if not self.folder.is_empty():
@@ -86,7 +91,7 @@ class LocalScheduler:
                 return _standing_of(known)
             if is_asked_for:
                 return Standing(state="pending", why="just submitted", job=job)
-        return Standing(state="absent", why=files.why_away(run))
+        return Standing(state="absent", why=notes.why_away(run))
 
     def _capacity(self, resources: Resources) -> Capacity:
         """Return what the queue gives out, or would if it ran; GPUs are looked for only if they are asked for."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,20 @@ from get3d_cluster.runtime import env, failures
 from get3d_cluster.runtime.env import ProcessId, WorkerEnv
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers import local_files as files
-from get3d_cluster.schedulers.local_files import Notice, Order, Processes, QueueFolder
+from get3d_cluster.schedulers.ending import (
+    ORDERLY_CODES,
+    Ending,
+    Exit,
+    cause_of,
+    corrected,
+    first_failure,
+    is_told,
+    last_words_of,
+    missing_outcome,
+)
+from get3d_cluster.schedulers.local_files import Order, Processes, QueueFolder
 from get3d_cluster.schedulers.local_machine import session_members, signal_groups
+from get3d_cluster.schedulers.notes import Notice, read_notice, write_notice
 
 POLL_S = 0.05
 QUEUE_CHECK_S = 5.0
@@ -30,54 +42,7 @@ PEER_TERM_S = 3.0
 """After a worker failed, what the others get to leave by themselves before TERM."""
 PEER_KILL_S = 5.0
 """Between that TERM and KILL."""
-ORDERLY_CODES = (ExitCode.SUSPENDED, ExitCode.SUSPENDED_PERIODIC, ExitCode.CANCELLED)
-"""A worker with such a code saw a stop; rank 0 leaves last and may be saving for as long as the grace."""
-CAUSES = {
-    ExitCode.USAGE: Cause.REFUSED,
-    ExitCode.NO_CHECKPOINT: Cause.REFUSED,
-    ExitCode.SUSPENDED: Cause.PREEMPTED,
-    ExitCode.SUSPENDED_PERIODIC: Cause.PREEMPTED,
-    ExitCode.FENCED: Cause.FENCED,
-    ExitCode.CANCELLED: Cause.CANCELLED,
-    ExitCode.HELD: Cause.DIVERGED,
-    ExitCode.HUNG: Cause.HUNG,
-}
-"""What an exit code says if rank 0 could not write the outcome; any other failure is a crash."""
-
-FAILURES = (Cause.CRASHED, Cause.HUNG, Cause.REFUSED, Cause.FENCED, Cause.DIVERGED)
-"""Causes of a notice that only tells the other workers of a failed one."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exit:
-    """How a worker ended: its exit code, or minus the signal that killed it."""
-
-    rank: int
-    code: int
-    at: float
-    """Monotonic clock."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ending:
-    """Facts at the end of an attempt from which the outcome is made if rank 0 left none."""
-
-    attempt: int
-    exits: tuple[Exit, ...]
-    notice: Notice | None
-    start_step: int
-    saved_step: int
-    end_step: int
-    """Last step that is known to be done, saved or not."""
-    seconds: float
-    world_size: int
-    is_done: bool
-    failure: str = ""
-    """What the worker that failed first left about it, if it could."""
-    last_words: str = ""
-    """Last line in the log of the worker that failed first."""
 
 
 def worker_command(run: RunFolder, python: str) -> list[str]:
@@ -108,16 +73,6 @@ def gpus_of(order: Order, rank: int) -> str:
     return ",".join(order.gpus[rank * each : (rank + 1) * each])
 
 
-def first_failure(exits: Sequence[Exit]) -> Exit | None:
-    """Return the exit that most likely brought the others down.
-
-    The earliest; among those seen at the same moment a signal before an error before an orderly leave, since peers
-    of a killed worker fail within milliseconds when their connection closes.
-    """
-    failures = [end for end in exits if end.code != 0]
-    return min(failures, key=lambda end: (end.at, _order_of_guilt(end.code), end.rank), default=None)
-
-
 def due_for_peers(
     exits: Sequence[Exit], grace_s: float, now: float, *, noticed: bool
 ) -> Literal["wait", "term", "kill"]:
@@ -131,76 +86,6 @@ def due_for_peers(
     if due is None or now < due:
         return "wait"
     return "kill" if now >= due + PEER_KILL_S else "term"
-
-
-def describe_exit(end: Exit) -> str:
-    """Return an exit as people say it.
-
-    >>> describe_exit(Exit(rank=3, code=-9, at=0.0))
-    'rank 3 was killed by SIGKILL'
-    """
-    if end.code >= 0:
-        return f"rank {end.rank} exited {end.code}"
-    return f"rank {end.rank} was killed by {signal.Signals(-end.code).name}"
-
-
-def cause_of(end: Exit | None, *, is_done: bool) -> Cause:
-    """Return why an attempt ended whose workers were not told to stop, from its first failure."""
-    if end is None:
-        return Cause.FINISHED if is_done else Cause.CRASHED
-    return CAUSES.get(ExitCode(end.code), Cause.CRASHED) if end.code in list(ExitCode) else Cause.CRASHED
-
-
-def missing_outcome(ending: Ending) -> Outcome:
-    """Return the outcome of an attempt whose rank 0 could not write it."""
-    end = first_failure(ending.exits)
-    told = _is_told(ending.notice)
-    cause = ending.notice.cause if ending.notice else cause_of(end, is_done=ending.is_done)
-    what = describe_exit(end) if end else "all workers exited 0 without an outcome"
-    if not told and (ending.failure or ending.last_words):
-        what = ending.failure or f"{what}: {ending.last_words}"
-    if told:
-        stands = (
-            f"checkpoint of step {ending.saved_step}" if ending.saved_step else "state from before the run"
-        )
-        what = f"{what} after the notice ({cause}): only the {stands} stands"
-    return Outcome(
-        attempt=ending.attempt,
-        cause=cause,
-        exit_code=exit_code_of(cause, end),
-        start_step=ending.start_step,
-        end_step=max(ending.end_step, ending.saved_step),
-        saved_step=ending.saved_step,
-        seconds=round(ending.seconds, 3),
-        message=what,
-        world_size=ending.world_size,
-        hosts=(env.host(),),
-    )
-
-
-def corrected(outcome: Outcome, end: Exit | None) -> Outcome:
-    """Return the outcome that rank 0 wrote, with the reason if another worker was killed, which it could not know."""
-    if outcome.cause is not Cause.CRASHED or end is None or end.code >= 0 or end.rank == 0:
-        return outcome
-    way_out = (
-        "the run comes back from its newest checkpoint; if it was not you, see the machine's memory (dmesg)"
-    )
-    message = f"{describe_exit(end)}\n{way_out}"
-    return replace(outcome, exit_code=int(ExitCode.BUG), message=message)
-
-
-def exit_code_of(cause: Cause, end: Exit | None) -> int:
-    """Return the exit code that goes with ``cause`` when nothing could be saved at the end."""
-    codes = {
-        Cause.FINISHED: ExitCode.FINISHED,
-        Cause.CANCELLED: ExitCode.CANCELLED,
-        Cause.FENCED: ExitCode.FENCED,
-        Cause.HUNG: ExitCode.HUNG,
-        Cause.DIVERGED: ExitCode.HELD,
-    }
-    if cause in (Cause.CRASHED, Cause.REFUSED):
-        return end.code if end and end.code > 0 else ExitCode.BUG
-    return codes.get(cause, ExitCode.SUSPENDED_PERIODIC)
 
 
 def supervise(run: RunFolder, attempt: int) -> None:
@@ -266,7 +151,7 @@ def _watch(
         time.sleep(POLL_S)
         now = time.monotonic()
         exits += _new_exits(workers, exits, now)
-        due = due_for_peers(exits, resources.grace_s, now, noticed=_is_told(files.read_notice(run, attempt)))
+        due = due_for_peers(exits, resources.grace_s, now, noticed=is_told(read_notice(run, attempt)))
         if due != done and len(exits) < len(workers):
             _move_peers(run, attempt, exits, due, me)
             done = due
@@ -290,7 +175,7 @@ def _move_peers(
         return
     if not run.notice_path(attempt).exists():
         cause = cause_of(first_failure(exits), is_done=False)
-        files.write_notice(run, attempt, Notice(cause=cause, grace_s=PEER_KILL_S))
+        write_notice(run, attempt, Notice(cause=cause, grace_s=PEER_KILL_S))
     _signal_workers(me, signal.SIGTERM if due == "term" else signal.SIGKILL)
 
 
@@ -322,15 +207,16 @@ def _write_ending_now(run: RunFolder, attempt: int, processes: Processes, exits:
     ending = Ending(
         attempt=attempt,
         exits=tuple(exits),
-        notice=files.read_notice(run, attempt),
+        notice=read_notice(run, attempt),
         start_step=processes.start_step,
         saved_step=run.saved_step(),
         end_step=run.reached_step(attempt),
         seconds=time.monotonic() - processes.started,
         world_size=len(exits),
         is_done=run.is_done(),
+        hosts=(env.host(),),
         failure="\n".join(failure.lines) if failure else "",
-        last_words=_last_words(run.log_path(attempt, end.rank)) if end else "",
+        last_words=last_words_of(run.log_path(attempt, end.rank)) if end else "",
     )
     run.write_outcome(missing_outcome(ending))
 
@@ -349,24 +235,6 @@ def _write_refusal(run: RunFolder, attempt: int, resources: Resources, message: 
         hosts=(env.host(),),
     )
     run.write_outcome(outcome)
-
-
-def _last_words(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
-
-
-def _is_told(notice: Notice | None) -> bool:
-    """Say whether somebody wants the attempt to leave, rather than one worker taking the others along."""
-    return notice is not None and notice.cause not in FAILURES
-
-
-def _order_of_guilt(code: int) -> int:
-    if code < 0:
-        return 0
-    return 2 if code in ORDERLY_CODES else 1
 
 
 def _attend_queue() -> None:

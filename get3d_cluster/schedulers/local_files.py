@@ -4,14 +4,13 @@ inbox/*.json          requests; dropped by clients, removed by the queue process
 jobs/ID.json          one per pending or running run; written by the queue process alone
 queue.json            who the queue process is and what it gives out; absent while there is none
 queue.lock, queue.log
-RUN/hold.json         the queue gave the run up until a person resumes it: why, t
-RUN/stopped.json      a person stopped the run while no attempt could record it: cause, t
-RUN/attempts/NNNN/    order.json (queue), processes.json, exit.json, supervisor.log (supervisor), notice.json (both)
+RUN/attempts/NNNN/    order.json (queue), processes.json, exit.json, supervisor.log (supervisor)
+
+What every scheduler notes in the folder of a run is in ``notes``.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import secrets
 import subprocess
@@ -29,6 +28,7 @@ from get3d_cluster.runtime import env
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.schedulers.local_plan import Capacity, Job
+from get3d_cluster.schedulers.notes import read_or_nothing
 
 START_TIMEOUT_S = 60
 QUEUE_MODULE = "get3d_cluster.schedulers.local_queue"
@@ -90,18 +90,9 @@ class Processes:
     all_started: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
-    """Why an attempt was told to stop."""
-
-    cause: Cause
-    grace_s: float | None
-
-
 def job_id(run: RunFolder) -> str:
     """Return the queue's name for a run: the same for every path that leads to its folder."""
-    real = os.path.realpath(run.path)
-    return f"{Path(real).name}-{hashlib.sha256(real.encode()).hexdigest()[:8]}"
+    return run.key
 
 
 class QueueFolder:
@@ -142,7 +133,7 @@ class QueueFolder:
         return any(path.name.endswith(ends) for path in self.requests())
 
     def job(self, job: str) -> Job | None:
-        data = _read(self.jobs_dir / f"{job}.json")
+        data = read_or_nothing(self.jobs_dir / f"{job}.json")
         return None if data is None else _as_job(data)
 
     def jobs(self) -> list[Job]:
@@ -162,7 +153,7 @@ class QueueFolder:
 
     def process(self) -> ProcessId | None:
         """Return who announced itself as the queue last, alive or not."""
-        data = _read(self.process_path)
+        data = read_or_nothing(self.process_path)
         return None if data is None else ProcessId(**data["process"])
 
     def is_attended(self) -> bool:
@@ -178,7 +169,7 @@ class QueueFolder:
 
     def capacity(self) -> Capacity | None:
         """Return what the living queue process gives out, or None if there is none."""
-        data = _read(self.process_path)
+        data = read_or_nothing(self.process_path)
         if data is None or not ProcessId(**data["process"]).is_alive():
             return None
         return Capacity(slots=data["capacity"]["slots"], gpus=tuple(data["capacity"]["gpus"]))
@@ -286,7 +277,7 @@ def write_processes(run: RunFolder, attempt: int, processes: Processes) -> None:
 
 def read_processes(run: RunFolder, attempt: int) -> Processes | None:
     """Return who runs ``attempt``, or None if no supervisor has come up yet."""
-    data = _read(_processes_path(run, attempt))
+    data = read_or_nothing(_processes_path(run, attempt))
     if data is None:
         return None
     workers = tuple(
@@ -295,52 +286,8 @@ def read_processes(run: RunFolder, attempt: int) -> Processes | None:
     return Processes(**data | {"supervisor": ProcessId(**data["supervisor"]), "workers": workers})
 
 
-def write_notice(run: RunFolder, attempt: int, notice: Notice) -> None:
-    """Say why ``attempt`` has to leave, before the signal that makes the workers ask."""
-    data = {"cause": notice.cause, "grace_s": notice.grace_s, "t": time.time()}
-    write_json(run.notice_path(attempt), data)
-
-
-def read_notice(run: RunFolder, attempt: int) -> Notice | None:
-    """Return why ``attempt`` was told to stop, or None if it was not, or nobody can tell."""
-    data = _read(run.notice_path(attempt)) or {}
-    with contextlib.suppress(KeyError, ValueError):
-        return Notice(cause=Cause(data["cause"]), grace_s=data.get("grace_s"))
-    return None
-
-
-def hold(run: RunFolder, why: str) -> None:
-    """Note in the run folder that it stays away until a person resumes it."""
-    write_json(run.hold_path, {"why": why, "t": time.time()})
-
-
-def note_stopped(run: RunFolder, cause: Cause) -> None:
-    """Note a person's stop that no attempt could record."""
-    write_json(run.stopped_path, {"cause": cause, "t": time.time()})
-
-
-def release(run: RunFolder) -> None:
-    """Take back ``hold`` and ``note_stopped``."""
-    run.release()
-
-
-def why_away(run: RunFolder) -> str:
-    """Return why the queue gave the run up, or an empty text: what ``hold`` and ``note_stopped`` wrote."""
-    held, stopped = _read(run.hold_path), _read(run.stopped_path)
-    if held:
-        return f"held: {held.get('why', '')}"
-    return str(stopped.get("cause", "")) if stopped else ""
-
-
 def _processes_path(run: RunFolder, attempt: int) -> Path:
     return run.attempt_dir(attempt) / "processes.json"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except UsageError:
-        return None
 
 
 def _as_job(data: dict[str, Any]) -> Job:

@@ -27,7 +27,8 @@ from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError, StorageEr
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import local_files as files
-from get3d_cluster.schedulers.local_files import Kind, Notice, Order, Processes, QueueFolder, Request
+from get3d_cluster.schedulers import notes
+from get3d_cluster.schedulers.local_files import Kind, Order, Processes, QueueFolder, Request
 from get3d_cluster.schedulers.local_machine import capacity, session_members, signal_groups
 from get3d_cluster.schedulers.local_plan import (
     SUPERVISOR_REST_S,
@@ -125,10 +126,10 @@ class LocalQueue:
         if not run.path.is_dir() or (job and request.kind is Kind.REQUEUE):
             return
         if job is None or not job.is_running:
-            files.release(run)
+            run.release()
             self._put(self._pending(request, job))
         elif job.stop in USER_CAUSES or _outcome(run, job.attempt):
-            files.release(run)
+            run.release()
             self._put(replace(job, again=True, resources=request.resources))
 
     def _pending(self, request: Request, job: Job | None) -> Job:
@@ -151,7 +152,7 @@ class LocalQueue:
             return
         if not job.is_running:
             if request.cause in USER_CAUSES:
-                files.note_stopped(RunFolder(Path(job.run)), request.cause)
+                notes.note_stopped(RunFolder(Path(job.run)), request.cause)
                 self._drop(job)
             return
         cause = request.cause if request.cause in USER_CAUSES or job.stop is None else job.stop
@@ -168,8 +169,8 @@ class LocalQueue:
         kill_at = min(job.kill_at, now) if job.now else job.kill_at
         if is_new_cause:
             assert job.stop is not None
-            notice = Notice(cause=job.stop, grace_s=max(0.0, kill_at - now))
-            files.write_notice(RunFolder(Path(job.run)), job.attempt, notice)
+            notice = notes.Notice(cause=job.stop, grace_s=max(0.0, kill_at - now))
+            notes.write_notice(RunFolder(Path(job.run)), job.attempt, notice)
         self._put(replace(job, kill_at=kill_at))
 
     # Attempts
@@ -240,7 +241,9 @@ class LocalQueue:
         """Say why, then send TERM, then note the time of the kill: cut short in between, it is given again."""
         assert job.stop is not None
         grace_s = 0.0 if job.now else job.resources.grace_s
-        files.write_notice(RunFolder(Path(job.run)), job.attempt, Notice(cause=job.stop, grace_s=grace_s))
+        notes.write_notice(
+            RunFolder(Path(job.run)), job.attempt, notes.Notice(cause=job.stop, grace_s=grace_s)
+        )
         if not job.now:
             members = session_members(processes.supervisor)
             signal_groups(members, signal.SIGTERM, spare_group=processes.supervisor.pid)
@@ -271,7 +274,7 @@ class LocalQueue:
             self._come_back(replace(job, refilled_at=job.attempt), 0, "resumed", keeps_place=False)
         elif job.stop in USER_CAUSES:
             if outcome.cause is not job.stop:
-                files.note_stopped(run, job.stop)
+                notes.note_stopped(run, job.stop)
             self._forget(job)
         else:
             self._obey_policy(run, job, outcome)
@@ -284,7 +287,7 @@ class LocalQueue:
             self._come_back(job, decision.delay_s, why, keeps_place=outcome.cause is Cause.PREEMPTED)
             return
         if decision.action is Action.HOLD:
-            files.hold(run, decision.why)
+            notes.hold(run, decision.why)
         self._forget(job)
 
     def _come_back(self, job: Job, delay_s: float, why: str, *, keeps_place: bool) -> None:
@@ -384,7 +387,7 @@ def _away(run: RunFolder) -> str:
     """Return why a run that somebody waits for is not in the queue."""
     last = next(iter(reversed(run.attempts())), 0)
     outcome = _outcome(run, last) if last else None
-    why = files.why_away(run) or (str(outcome.cause) if outcome else "")
+    why = notes.why_away(run) or (str(outcome.cause) if outcome else "")
     return f", which is not queued{f' ({why})' if why else ''}"
 
 

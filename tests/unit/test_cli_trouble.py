@@ -10,7 +10,7 @@ from get3d_cluster.cli.status import Facts, gather, row_of
 from get3d_cluster.core.job import Cause, JobSpec, Outcome
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers.base import Standing
-from get3d_cluster.schedulers.local_attempt import Exit, corrected
+from get3d_cluster.schedulers.ending import Exit, corrected
 
 CRASH = Outcome(attempt=1, cause=Cause.CRASHED, exit_code=5, message="cannot write /disk/x: full\nfree space")
 REFUSED = Outcome(attempt=1, cause=Cause.REFUSED, exit_code=2, message="data.path=/x is missing\npack it")

@@ -21,7 +21,7 @@ from get3d_cluster.report.page import (
     write_report,
 )
 from get3d_cluster.report.reading import read_run
-from get3d_cluster.schedulers.local_attempt import Ending, Exit, missing_outcome
+from get3d_cluster.schedulers.ending import Ending, Exit, missing_outcome
 
 DIGEST = "9f3b2c7d1e5a4860"
 
@@ -55,6 +55,7 @@ def ending_of_a_crash() -> Ending:
         seconds=60.0,
         world_size=2,
         is_done=False,
+        hosts=("here",),
         failure="RuntimeError: <b>boom</b>",
     )
 

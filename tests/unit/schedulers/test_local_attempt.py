@@ -4,20 +4,18 @@ import pytest
 
 from get3d_cluster.core.job import Cause, Resources
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers.ending import Ending, Exit, first_failure, missing_outcome
 from get3d_cluster.schedulers.local_attempt import (
     PEER_KILL_S,
     PEER_TERM_S,
-    Ending,
-    Exit,
     code_folder,
     due_for_peers,
-    first_failure,
     gpus_of,
-    missing_outcome,
     place,
     worker_command,
 )
-from get3d_cluster.schedulers.local_files import Notice, Order
+from get3d_cluster.schedulers.local_files import Order
+from get3d_cluster.schedulers.notes import Notice
 
 
 def ends(*codes_and_times: tuple[int, float]) -> tuple[Exit, ...]:
@@ -26,7 +24,15 @@ def ends(*codes_and_times: tuple[int, float]) -> tuple[Exit, ...]:
 
 def ending(*codes_and_times: tuple[int, float], notice: Notice | None = None, **facts) -> Ending:
     values = {"is_done": False, "last_words": "", "start_step": 10, "saved_step": 20, "end_step": 23} | facts
-    return Ending(attempt=3, exits=ends(*codes_and_times), notice=notice, seconds=1.0, world_size=2, **values)
+    return Ending(
+        attempt=3,
+        exits=ends(*codes_and_times),
+        notice=notice,
+        seconds=1.0,
+        world_size=2,
+        hosts=("here",),
+        **values,
+    )
 
 
 def test_a_killed_worker_is_the_first_failure_though_its_peers_fail_in_the_same_instant():

@@ -14,11 +14,12 @@ from get3d_cluster.runtime.env import ProcessId, boot_id, host
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers import local_files as files
-from get3d_cluster.schedulers import local_machine, open_scheduler
-from get3d_cluster.schedulers.local_files import Kind, Notice, Processes, QueueFolder, Request, Worker
+from get3d_cluster.schedulers import local_machine, notes, open_scheduler
+from get3d_cluster.schedulers.local_files import Kind, Processes, QueueFolder, Request, Worker
 from get3d_cluster.schedulers.local_machine import session_members
 from get3d_cluster.schedulers.local_plan import Capacity, Job
 from get3d_cluster.schedulers.local_queue import LocalQueue, leave, lock, lost_outcome, retry_config
+from get3d_cluster.schedulers.notes import Notice
 
 RESOURCES = Resources(nodes=2, grace_s=1.5, priority=3)
 
@@ -161,9 +162,9 @@ def test_members_of_a_session_are_found_by_leader_start_and_boot():
 
 def test_notice_reads_back_and_nonsense_counts_as_none(run):
     attempt = run.new_attempt()
-    assert files.read_notice(run, attempt) is None
-    files.write_notice(run, attempt, Notice(cause=Cause.TIME_LIMIT, grace_s=2.0))
-    assert files.read_notice(run, attempt) == Notice(cause=Cause.TIME_LIMIT, grace_s=2.0)
+    assert notes.read_notice(run, attempt) is None
+    notes.write_notice(run, attempt, Notice(cause=Cause.TIME_LIMIT, grace_s=2.0))
+    assert notes.read_notice(run, attempt) == Notice(cause=Cause.TIME_LIMIT, grace_s=2.0)
     assert open_scheduler("local").stop_reason(run, attempt).grace_s == 2.0
     run.notice_path(attempt).write_text('{"cause": "moon"}')
     assert open_scheduler("local").stop_reason(run, attempt).cause is Cause.PREEMPTED
@@ -249,13 +250,13 @@ def test_crashes_before_a_person_resumed_the_run_do_not_count(folder, run):
 
 def test_spent_crash_budget_holds_the_run(folder, run):
     assert ended_queue(folder, run, [Cause.CRASHED] * 3).jobs == {}
-    assert files.why_away(run) == "held: 3 crashes without a new checkpoint"
+    assert notes.why_away(run) == "held: 3 crashes without a new checkpoint"
     assert folder.jobs() == []
 
 
 def test_stop_by_a_person_outweighs_a_preemption_that_came_first(folder, run):
     assert ended_queue(folder, run, [Cause.PREEMPTED], stop=Cause.CANCELLED, kill_at=1.0).jobs == {}
-    assert files.why_away(run) == "cancelled"
+    assert notes.why_away(run) == "cancelled"
 
 
 def test_preempted_run_keeps_its_place_and_one_at_its_time_limit_does_not(folder, tmp_path):
