@@ -89,10 +89,12 @@ class _Worker:
         if self._run.is_done():
             print(f"{self._run.path} is done already", flush=True)
             return int(ExitCode.FINISHED)
-        if self._env.rank == 0:
+        if self._env.is_lead:
             self._take_over()
+        if self._env.attempt and self._run.is_stopped(self._attempt):
+            self._notices.take()  # a person was faster than our handlers
         outcome = self._outcome_of_work()
-        if self._env.rank == 0:
+        if self._env.is_lead:
             self._leave(outcome)
         return outcome.exit_code
 
@@ -106,9 +108,10 @@ class _Worker:
             lease.refuse_second_copy(self._run.lease_path)
             self._attempt = self._run.new_attempt()
             self._run.release()
-        self._lease = lease.Lease(self._run.lease_path, self._attempt)
-        self._lease.acquire()
-        self._run.clean()
+        if self._env.element is None:  # elements of an array own nothing but their claims
+            self._lease = lease.Lease(self._run.lease_path, self._attempt)
+            self._lease.acquire()
+            self._run.clean()
         write_json(self._run.attempt_dir(self._attempt) / "env.json", describe())
 
     def _outcome_of_work(self) -> Outcome:
@@ -150,8 +153,8 @@ class _Worker:
 
     def _work(self) -> loop.Ended:
         session = self._session(self._meet())
-        if self._env.rank == 0:
-            session.events.write("attempt-start", world_size=self._env.world_size, host=host())
+        if self._env.is_lead:
+            session.events.write("attempt-start", world_size=self._env.world_size, host=self._env.hosts[0])
         work = self._job.make(self._config, session)
         if self._shares_items:
             return loop.run_items(work, session, self._stop_reason)
@@ -229,12 +232,14 @@ class _Worker:
             seconds=round(time.monotonic() - self._begun_s, 2),
             message=message,
             world_size=self._env.world_size,
-            hosts=(host(),),
+            hosts=self._env.hosts,
+            element=self._env.element,
         )
 
     def _leave(self, outcome: Outcome) -> None:
         self._log_end(outcome)
-        self._run.write_outcome(outcome)
+        if outcome.cause is not Cause.FENCED or self._run.outcome(self._attempt) is None:
+            self._run.write_outcome(outcome)  # whoever took over may have said already why this attempt was lost
         if self._lease:
             self._lease.release()
         self._notices.ignore()
@@ -252,6 +257,8 @@ class _Worker:
     def _log_end(self, outcome: Outcome) -> None:
         events = EventLog(self._run.events_path, self._attempt, 0)
         if outcome.cause is Cause.FINISHED:
+            if self._run.is_done():  # another element of the array said it already
+                return
             events.write("finish", step=outcome.end_step, digest=self._digest)
             done = {
                 "step": outcome.end_step,

@@ -14,6 +14,10 @@ def main(arguments: list[str]) -> int:
     """Run this worker; return its exit code."""
     notices = Notices()
     notices.install()
+    from get3d_cluster.runtime.env import early_notices
+
+    if record := early_notices():
+        notices.recall(record)
     from get3d_cluster.attempt import run_worker
 
     return run_worker(arguments, notices)

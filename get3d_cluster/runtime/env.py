@@ -27,7 +27,16 @@ class WorkerEnv:
     attempt: int = 0
     """Number that the scheduler gave; 0 means that the worker was started by hand."""
     scheduler_job: str = ""
-    """The scheduler's own name for the attempt, for its cause and requeue commands."""
+    """The scheduler's own name for the attempt, if rank 0 is to ask for the requeue."""
+    element: int | None = None
+    """Number within a job array, whose elements start, end and come back each alone; None: all ranks are one attempt."""
+    hosts: tuple[str, ...] = ()
+    """Nodes of the attempt; empty: this machine alone."""
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this worker opens and closes its attempt: rank 0, or any element of an array."""
+        return self.rank == 0 or self.element is not None
 
 
 def read_worker_env() -> WorkerEnv:
@@ -42,6 +51,8 @@ def read_worker_env() -> WorkerEnv:
         node=_number("GET3D_NODE", 0),
         attempt=_number("GET3D_ATTEMPT", 0),
         scheduler_job=os.environ.get("GET3D_SCHEDULER_JOB", ""),
+        element=_number("GET3D_ELEMENT", -1) if os.environ.get("GET3D_ELEMENT") else None,
+        hosts=tuple(name for name in os.environ.get("GET3D_HOSTS", "").split(",") if name) or (node_name(),),
     )
     if not 0 <= env.rank < env.world_size:
         raise UsageError(
@@ -59,11 +70,51 @@ def worker_variables(env: WorkerEnv, cpus: int, gpus: str = "") -> dict[str, str
         "GET3D_NODE": str(env.node),
         "GET3D_ATTEMPT": str(env.attempt),
         "GET3D_SCHEDULER_JOB": env.scheduler_job,
-        "PYTHONUNBUFFERED": "1",
     }
     if gpus:
         variables["CUDA_VISIBLE_DEVICES"] = gpus
-    return variables | CUBLAS_VARIABLES | dict.fromkeys(THREAD_VARIABLES, str(cpus))
+    return variables | common_variables(cpus)
+
+
+def common_variables(cpus: int) -> dict[str, str]:
+    """Return the variables that all workers of an attempt need; ``cpus`` are the cores, and threads, of each."""
+    return {"PYTHONUNBUFFERED": "1"} | CUBLAS_VARIABLES | dict.fromkeys(THREAD_VARIABLES, str(cpus))
+
+
+def early_notices() -> Path | None:
+    """Return the file in which whoever started this worker recorded signals that came before its handlers stood."""
+    path = os.environ.get("GET3D_EARLY")
+    return Path(path) if path else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """The SLURM job in which this process runs."""
+
+    id: str
+    """SLURM_JOB_ID: one of its own for each element of an array."""
+    array: str = ""
+    """Number that the elements of its array share, if it is one of them."""
+    task: str = ""
+    """Index in the array."""
+    restarts: int = 0
+    """How often SLURM has started the job anew."""
+    nodes: str = ""
+    """Node list as SLURM writes it, such as node[1-3]."""
+
+
+def slurm_job() -> SlurmJob | None:
+    """Return the SLURM job in which this process runs, or None outside of one."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job:
+        return None
+    return SlurmJob(
+        id=job,
+        array=os.environ.get("SLURM_ARRAY_JOB_ID", ""),
+        task=os.environ.get("SLURM_ARRAY_TASK_ID", ""),
+        restarts=_number("SLURM_RESTART_COUNT", 0),
+        nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
+    )
 
 
 def device_of(env: WorkerEnv, gpus_per_worker: int) -> str:
@@ -110,6 +161,11 @@ def num_slots() -> int:
 def host() -> str:
     """Return this machine's name."""
     return socket.gethostname()
+
+
+def node_name() -> str:
+    """Return what the scheduler calls this machine: SLURM may have a name of its own for it."""
+    return os.environ.get("SLURMD_NODENAME") or host()
 
 
 def boot_id() -> str:

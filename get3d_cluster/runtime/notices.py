@@ -6,9 +6,12 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+BURST_S = 1.0
+"""Signals so close to the first one are the same notice: SLURM sends several within a tenth of a second."""
 
 
 class Notices:
@@ -65,7 +68,19 @@ class Notices:
     @property
     def is_urgent(self) -> bool:
         """Whether it was told more than once."""
-        return len(self.received) > 1
+        return bool(self.received) and self.received[-1][1] - self.received[0][1] > BURST_S
+
+    def recall(self, record: Path) -> None:
+        """Take the signals that came before ``install``: one line each in ``record`` with the name and the time.
+
+        Whoever started this process keeps the record and forwards what comes, so that nothing falls in between.
+        """
+        with self._lock:
+            self.received = sorted(self.received + _recorded(record), key=lambda notice: notice[1])
+
+    def take(self, number: int = signal.SIGUSR1) -> None:
+        """Take a notice that came by another way than a signal, such as a file that was there at the start."""
+        self._note(number)
 
     @property
     def first_s(self) -> float | None:
@@ -105,6 +120,18 @@ class Notices:
         first_s = next((then_s for before, then_s in self.received if before == number), now_s)
         is_meant = number == signal.SIGINT or (number == signal.SIGTERM and not self._is_answered)
         return is_meant and self._patience_s is not None and now_s - first_s > self._patience_s
+
+
+def _recorded(record: Path) -> list[tuple[int, float]]:
+    """Return the signals in ``record``, by the monotonic clock; lines that make no sense are left out."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in record.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                name, seconds = line.split()
+                age_s = max(0.0, time.time() - float(seconds))
+                found.append((int(signal.Signals[f"SIG{name}"]), time.monotonic() - age_s))
+    return found
 
 
 def _end_at_once(number: int) -> None:

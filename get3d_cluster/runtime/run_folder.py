@@ -110,9 +110,10 @@ class RunFolder:
         lists = {name: tuple(values.get(name, ())) for name in ("hosts", "failed_hosts")}
         return Outcome(**values | lists | {"cause": Cause(values["cause"])})
 
-    def outcomes(self) -> list[Outcome]:
-        """Return the outcomes of all ended attempts, oldest first."""
-        return [outcome for attempt in self.attempts() if (outcome := self.outcome(attempt))]
+    def outcomes(self, element: int | None = None) -> list[Outcome]:
+        """Return the outcomes of all ended attempts, oldest first; with ``element`` those of it alone."""
+        found = [outcome for attempt in self.attempts() if (outcome := self.outcome(attempt))]
+        return found if element is None else [outcome for outcome in found if outcome.element == element]
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.attempt_dir(outcome.attempt) / "outcome.json", dataclasses.asdict(outcome))
@@ -130,6 +131,10 @@ class RunFolder:
     def notice_path(self, attempt: int) -> Path:
         """File in which a scheduler says why it is about to stop ``attempt``: cause and grace_s."""
         return self.attempt_dir(attempt) / "notice.json"
+
+    def is_stopped(self, attempt: int) -> bool:
+        """Say whether a person stopped the run, or ``attempt`` was told to leave, in so many files."""
+        return self.stopped_path.is_file() or self.notice_path(attempt).is_file()
 
     def release(self) -> None:
         """Forget that the run was held (hold.json) or stopped while it waited (stopped.json): it is wanted again."""

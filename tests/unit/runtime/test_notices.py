@@ -38,7 +38,7 @@ def test_uninstall_gives_back_handlers_wakeup_descriptor_and_thread():
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_without_patience_any_number_of_signals_is_only_noted():
+def test_without_patience_any_number_of_signals_is_only_noted(monkeypatch):
     notices = Notices()
     notices.install()
     try:
@@ -46,9 +46,21 @@ def test_without_patience_any_number_of_signals_is_only_noted():
             os.kill(os.getpid(), signal.SIGTERM)
             assert wait_until(lambda count=count: len(notices.received) == count)
             time.sleep(0.02)
+        assert not notices.is_urgent  # a burst is one notice
+        monkeypatch.setattr("get3d_cluster.runtime.notices.BURST_S", 0.01)
         assert notices.is_urgent
     finally:
         notices.uninstall()
+
+
+def test_signals_from_before_the_handlers_are_recalled_with_their_age(tmp_path):
+    record = tmp_path / "early.rank0000"
+    record.write_text(f"USR2 {time.time() - 7:.3f}\nNONSENSE 1\ntorn")
+    notices = Notices()
+    notices.recall(record)
+    notices.recall(tmp_path / "none")
+    assert notices.signal_name == "SIGUSR2"
+    assert 6.5 < time.monotonic() - notices.first_s < 8
 
 
 def test_an_answered_notice_is_not_cut_short_by_the_scheduler(monkeypatch):
