@@ -3,16 +3,18 @@
 # ruff: noqa: FBT002, PLR0913, PLR0917  Typer makes the options of a verb from its parameters
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 
 from get3d_cluster import config as configs
-from get3d_cluster.cli import attached, doctor, logs, runs, status, stopping, submission
+from get3d_cluster.cli import attached, chain, doctor, logs, runs, status, stopping, submission
+from get3d_cluster.cli.chain import ChainCommand
+from get3d_cluster.cli.facts import Inquiry, gather
 from get3d_cluster.cli.output import console, duration, say, say_json, size, table
+from get3d_cluster.cli.status_table import status_table
+from get3d_cluster.cli.watch import watch
 from get3d_cluster.core.job import Cause
 from get3d_cluster.demo import DemoConfig, run_demo
 from get3d_cluster.errors import DifferenceError, UsageError
@@ -25,7 +27,6 @@ START, WATCH, STOP, LOOK, CHECK = (
     "Look at what it made",
     "Check before you trust",
 )
-WATCH_S = 1.0
 
 app = typer.Typer(
     help="Train GET3D on a cluster that may take its machines back at any moment, without losing a step.\n\n"
@@ -66,7 +67,21 @@ Cluster = Annotated[
     str, typer.Option("--cluster", metavar="NAME", help="Scheduler; default: local, or the run's.")
 ]
 After = Annotated[
-    list[str] | None, typer.Option("--after", metavar="RUN", help="Start once this run is DONE; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--after",
+        metavar="RUN",
+        help="Start once this run is DONE; repeatable. A run keeps what it waits for; none: wait for no run any more.",
+    ),
+]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(
+        chain.THEN,
+        metavar="JOB ...",
+        help="Next link: it starts once the one before is DONE. Its words are those of a job of its own; "
+        "--cluster, --runs and --allow-config-change hold for all links.",
+    ),
 ]
 AllowChange = Annotated[
     bool,
@@ -82,8 +97,9 @@ RUNS_DIR = Path("runs")
 SIMULATIONS_DIR = Path("runs") / "simulations"
 
 
-@app.command(rich_help_panel=START)
+@app.command(rich_help_panel=START, cls=ChainCommand)
 def submit(
+    context: typer.Context,
     job: Job,
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS_DIR,
@@ -92,13 +108,29 @@ def submit(
     cluster: Cluster = "",
     after: After = None,
     allow_config_change: AllowChange = False,
+    _then: Then = None,
 ) -> None:
-    """Queue a run and return at once. The same command again continues it, or says where it is.
+    r"""Queue a run and return at once. The same command again continues it, or says where it is.
 
-    Example: python launch.py submit train --config car workers_per_node=4 --after pack
+    Several jobs become a chain: each link after --then has its own settings,
+    --config and --name, and starts once the one before is DONE, however often
+    that one was preempted. All links are checked before the first is queued.
+
+    Example: python launch.py submit train --config car --after pack
+
+    Example: python launch.py submit render models=ShapeNet out=images array=40 \
+    --then pack images=images out=data --name cars \
+    --then train --config car data.path=data --cluster slurm
     """
-    prepared = _prepared(job, overrides, runs_dir, name, config, cluster, after, allow_config_change)
-    _tell(prepared.run, submission.submit(prepared), runs_dir)
+    requests = _requests(context, job, overrides, runs_dir, name, config, cluster, after, allow_config_change)
+    links = submission.prepare_chain(requests)
+    if len(links) == 1:
+        _tell(links[0].run, submission.submit(links[0]), runs_dir)
+        return
+    for link, submitted in zip(links, submission.submit_chain(links), strict=True):
+        waits = f", after {', '.join(parent.name for parent in link.after)}" if link.after else ""
+        say(f"{_became(link.run, submitted, runs_dir)}{waits}")
+    say(f"  watch   python launch.py status --watch{_where(runs_dir)}")
 
 
 @app.command(rich_help_panel=START)
@@ -115,13 +147,16 @@ def run(
 
     Example: python launch.py run train --config tiny_cpu
     """
-    prepared = _prepared(job, overrides, runs_dir, name, config, "local", after, allow_config_change)
+    prepared = submission.prepare(
+        _request(job, overrides, runs_dir, name, config, "local", after, allow_config_change)
+    )
     _tell(prepared.run, submission.submit(prepared), runs_dir)
     return 0 if prepared.run.is_done() else attached.stay(prepared.run, prepared.scheduler)
 
 
-@app.command(rich_help_panel=START)
+@app.command(rich_help_panel=START, cls=ChainCommand)
 def plan(
+    context: typer.Context,
     job: Job,
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS_DIR,
@@ -131,29 +166,27 @@ def plan(
     after: After = None,
     allow_config_change: AllowChange = False,
     as_json: AsJson = False,
+    _then: Then = None,
 ) -> None:
-    """Show what submit would ask of the scheduler, and change nothing.
+    """Show what submit would ask of the scheduler, and change nothing. On SLURM: the batch script and its flags.
 
     Example: python launch.py plan train --config car workers_per_node=4
+
+    Example: python launch.py plan train --config car --cluster slurm partition=low
     """
-    prepared = _prepared(job, overrides, runs_dir, name, config, cluster, after, allow_config_change)
-    text = prepared.scheduler.plan(prepared.run, prepared.resources, prepared.after)
-    values = {
-        "run": str(prepared.run.path),
-        "does": "continue" if prepared.exists else "create",
-        "job": job,
-        "scheduler": prepared.cluster,
-        "resources": configs.plain(prepared.resources),
-        "changed": prepared.changed,
-        "plan": text,
-    }
+    requests = _requests(context, job, overrides, runs_dir, name, config, cluster, after, allow_config_change)
+    plans = [_plan_of(link) for link in submission.prepare_chain(requests)]
     if as_json:
-        say_json(values)
+        say_json(plans if len(plans) > 1 else plans[0])
         return
-    say(f"{values['does']} {values['run']} ({job}, scheduler {prepared.cluster})")
-    for item in prepared.changed:
-        say(f"  {item.path}: {configs.show(item.old)} -> {configs.show(item.new)}")
-    say(text)
+    for number, values in enumerate(plans):
+        say(
+            "\n" * bool(number)
+            + f"{values['does']} {values['run']} ({values['job']}, scheduler {values['scheduler']})"
+        )
+        for item in values["changed"]:
+            say(f"  {item.path}: {configs.show(item.old)} -> {configs.show(item.new)}")
+        say(values["plan"])
 
 
 @app.command(name="config", rich_help_panel=START)
@@ -189,27 +222,37 @@ def show_config(
 def show_status(
     run: MaybeRun = None,
     runs_dir: RunsDir = RUNS_DIR,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again every second until Ctrl-C.")
+    watching: Annotated[
+        bool,
+        typer.Option(
+            "--watch", "-w", help="Show it again every two seconds until all have ended; Ctrl-C ends it."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say how one run stands, or all: state, progress, attempts, age of the last checkpoint, and why.
+    """Say how one run stands, or all: state, progress, attempts, last checkpoint, and why.
+
+    LAST-CHECKPOINT is its age, and in brackets the steps that would be done
+    again if the attempt died now. GOODPUT is the share of the time of all
+    attempts that brought the run forward. UNKNOWN in WHY: the scheduler does
+    not answer, and the state is the last one that the run's files tell.
 
     Example: python launch.py status car --watch
     """
 
-    def rows() -> list[status.Row]:
-        return status.rows([runs.find_run(runs_dir, run)] if run else runs.all_runs(runs_dir))
+    def find() -> list[RunFolder]:
+        return [runs.find_run(runs_dir, run)] if run else runs.all_runs(runs_dir)
 
+    found = find()
     if as_json:
-        say_json(rows())
-    elif watch:
-        _watch(rows)
-    elif found := rows():
-        console().print(status.status_table(found))
-    else:
+        say_json([status.row_of(facts) for facts in Inquiry().look(found)])
+    elif not found:
         say(f"no runs in {runs_dir}; start one with: python launch.py run train --config tiny_cpu")
+    elif watching:
+        watch(find)
+    else:
+        screen = console()
+        screen.print(status_table([status.row_of(facts) for facts in Inquiry().look(found)], screen.width))
 
 
 @app.command(name="logs", rich_help_panel=WATCH)
@@ -393,7 +436,13 @@ def show_doctor(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
     return 2 if any(check.state == "fail" for check in found) else 0
 
 
-def _prepared(
+def _requests(context: typer.Context, *first: Any) -> list[submission.Request]:
+    """Return what was typed for each link of a chain, the ``first`` of which comes as the parameters of the verb."""
+    names = ("job", "overrides", "runs_dir", "name", "config", "cluster", "after", "allow_config_change")
+    return [_request(*first), *(_request(*(link[name] for name in names)) for link in chain.further(context))]
+
+
+def _request(
     job: str,
     overrides: list[str] | None,
     runs_dir: Path,
@@ -402,11 +451,10 @@ def _prepared(
     cluster: str,
     after: list[str] | None,
     allow_config_change: bool,
-) -> submission.Prepared:
-    """Check what was typed after ``submit``, ``run`` or ``plan``. Raises: UsageError."""
-    request = submission.Request(
+) -> submission.Request:
+    return submission.Request(
         job=job,
-        runs_dir=runs_dir,
+        runs_dir=Path(runs_dir),
         name=name,
         file=file,
         cluster=cluster,
@@ -414,21 +462,25 @@ def _prepared(
         allow_config_change=allow_config_change,
         overrides=overrides or (),
     )
-    return submission.prepare(request)
+
+
+def _plan_of(prepared: submission.Prepared) -> dict[str, Any]:
+    return {
+        "run": str(prepared.run.path),
+        "does": "continue" if prepared.exists else "create",
+        "job": prepared.job_name,
+        "scheduler": prepared.cluster,
+        "after": [str(parent.path) for parent in prepared.after],
+        "resources": configs.plain(prepared.resources),
+        "changed": prepared.changed,
+        "plan": prepared.scheduler.plan(prepared.run, prepared.resources, prepared.after),
+    }
 
 
 def _tell(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> None:
     """Say what became of a submission and what can be typed next."""
-    where = "" if runs_dir == RUNS_DIR else f" --runs {runs_dir}"
-    as_job = f" as {submitted.job}" if submitted.job else ""
-    first = {
-        "done": f"{run.name} is done already; see: python launch.py report {run.name}{where}",
-        "pending": f"{run.name} is queued already{as_job}",
-        "running": f"{run.name} is running already{as_job}",
-        "queued": f"{run.name} is queued{as_job}",
-        "continued": f"{run.name} continues at step {run.saved_step()}, queued{as_job}",
-    }[submitted.state]
-    say(f"{first}{f': {submitted.why}' if submitted.why else ''}")
+    where = _where(runs_dir)
+    say(f"{_became(run, submitted, runs_dir)}{f': {submitted.why}' if submitted.why else ''}")
     if submitted.state != "done":
         say(f"  folder  {run.path}")
         say(f"  watch   python launch.py status {run.name} --watch{where}")
@@ -436,19 +488,23 @@ def _tell(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> No
         say(f"  stop    python launch.py suspend {run.name}{where}")
 
 
-def _watch(rows: Callable[[], list[status.Row]]) -> None:
-    screen = console()
-    if not screen.is_terminal:
-        screen.print(status.status_table(rows()))
-        return
-    with Live(status.status_table(rows()), console=screen, auto_refresh=False) as live:
-        while True:
-            time.sleep(WATCH_S)
-            live.update(status.status_table(rows()), refresh=True)
+def _became(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> str:
+    as_job = f" as {submitted.job}" if submitted.job else ""
+    return {
+        "done": f"{run.name} is done already; see: python launch.py report {run.name}{_where(runs_dir)}",
+        "pending": f"{run.name} is queued already{as_job}",
+        "running": f"{run.name} is running already{as_job}",
+        "queued": f"{run.name} is queued{as_job}",
+        "continued": f"{run.name} continues at step {run.saved_step()}, queued{as_job}",
+    }[submitted.state]
+
+
+def _where(runs_dir: Path) -> str:
+    return "" if runs_dir == RUNS_DIR else f" --runs {runs_dir}"
 
 
 def _is_over(run: RunFolder) -> bool:
-    return status.row_of(status.gather(run)).state in status.ENDED
+    return status.row_of(gather(run)).state in status.ENDED
 
 
 def _key_values(key: configs.Key, values: dict[str, Any]) -> dict[str, Any]:

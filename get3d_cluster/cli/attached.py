@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from get3d_cluster.cli.facts import gather
 from get3d_cluster.cli.output import say
-from get3d_cluster.cli.status import ENDED, Row, gather, one_line, row_of
+from get3d_cluster.cli.status import ENDED, Row, row_of
+from get3d_cluster.cli.status_table import one_line
 from get3d_cluster.core.job import Cause, Outcome, RunState
 from get3d_cluster.errors import ExitCode
 from get3d_cluster.runtime.run_folder import RunFolder

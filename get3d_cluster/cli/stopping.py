@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from get3d_cluster.cli import status, submission
+from get3d_cluster.cli.facts import gather
 from get3d_cluster.cli.output import say
 from get3d_cluster.core.job import Cause, RunState
 from get3d_cluster.errors import Get3dError, SchedulerError, UsageError
@@ -36,7 +37,7 @@ def stop(run: RunFolder, cause: Cause, *, now: bool, wait: bool) -> None:
     """
     scheduler = open_scheduler(run.spec().scheduler)
     standing = scheduler.standing(run)
-    row = status.row_of(status.gather(run))
+    row = status.row_of(gather(run))
     if standing.state == "unknown":
         raise SchedulerError(f"the scheduler does not answer: {standing.why}", "try again later")
     if standing.state == "absent" and row.state == RunState.RUNNING:
@@ -53,7 +54,7 @@ def stop(run: RunFolder, cause: Cause, *, now: bool, wait: bool) -> None:
 
 def resumable(found: Sequence[RunFolder], cause: Cause | None) -> list[RunFolder]:
     """Return the runs that ``resume --cause`` means; without a cause those of ``resume --all``."""
-    return [run for run in found if is_wanted(status.row_of(status.gather(run)), cause)]
+    return [run for run in found if is_wanted(status.row_of(gather(run)), cause)]
 
 
 def is_wanted(row: status.Row, cause: Cause | None) -> bool:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,8 @@ from get3d_cluster.storage.local import write_atomic
 
 ABANDONED_S = 3600.0
 """After this long a folder that was being written belongs to a submission that was killed."""
+NONE = "none"
+"""In place of a name after --after: wait for no run any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Request:
     cluster: str = ""
     """Scheduler; empty: the one the run had, or local."""
     after: Sequence[str] = ()
+    """Runs that must be DONE first; empty: those that were named before; ``none``: no run any more."""
     allow_config_change: bool = False
     overrides: Sequence[str] = ()
 
@@ -68,6 +71,8 @@ class Prepared:
     cluster: str
     scheduler: Scheduler
     after: Sequence[RunFolder]
+    is_after_changed: bool
+    """Whether a run that is there is asked to wait for other runs from now on."""
     changed: Sequence[Difference]
     """How the configuration differs from that of the run that is there; empty for a new run."""
 
@@ -87,8 +92,8 @@ class Submitted:
     why: str = ""
 
 
-def prepare(request: Request) -> Prepared:
-    """Look everything up and check it; no side effect.
+def prepare(request: Request, before: Sequence[Prepared] = ()) -> Prepared:
+    """Look everything up and check it; no side effect. ``before`` are the links of a chain up to this one.
 
     Raises: UsageError for an unknown job, run, key or scheduler, and for a key that this run may not change.
     """
@@ -102,6 +107,7 @@ def prepare(request: Request) -> Prepared:
     changed = differences(read_run_config(job.Config, run.config_path), config) if spec else []
     if not request.allow_config_change:
         _refuse_changes(run, changed)
+    after = _parents(request, run, spec, [link.run for link in before])
     return Prepared(
         run=run,
         job_name=request.job,
@@ -110,9 +116,46 @@ def prepare(request: Request) -> Prepared:
         resources=getattr(config, "resources", Resources()),
         cluster=cluster,
         scheduler=open_scheduler(cluster),
-        after=[find_run(request.runs_dir, after) for after in request.after],
+        after=after,
+        is_after_changed=spec is not None and bool(request.after or before) and _paths(after) != spec.after,
         changed=changed,
     )
+
+
+def prepare_chain(requests: Sequence[Request]) -> list[Prepared]:
+    """Prepare each link, which comes after the one before it; no side effect. Raises: UsageError as ``prepare``."""
+    links: list[Prepared] = []
+    for request in requests:
+        links.append(prepare(request, links))
+    return links
+
+
+def submit_chain(links: Sequence[Prepared]) -> Iterator[Submitted]:
+    """Check all links, then queue one after another. Raises: as ``submit``; if a check fails, nothing was queued."""
+    for link in links:
+        check(link)
+    for link in links:
+        yield submit(link)
+
+
+def check(prepared: Prepared) -> Standing:
+    """Return how the run stands with its scheduler, if it could be submitted now; no side effect.
+
+    Raises: UsageError, SchedulerError.
+    """
+    run = prepared.run
+    if run.is_done():
+        return Standing(state="absent")
+    prepared.scheduler.plan(run, prepared.resources, prepared.after)
+    if not prepared.exists:
+        if run.path.exists():
+            raise _no_run(run.path)
+        return Standing(state="absent")
+    standing = open_scheduler(run.spec().scheduler).standing(run)  # it may be on its way with another one
+    if standing.state in ("pending", "running"):
+        _refuse_changes_of_a_live_run(prepared, standing)
+    _refuse_unknown(run, standing)
+    return standing
 
 
 def submit(prepared: Prepared) -> Submitted:
@@ -120,32 +163,33 @@ def submit(prepared: Prepared) -> Submitted:
 
     Raises: UsageError, SchedulerError, StorageError.
     """
-    run = prepared.run
-    if run.is_done():
+    if prepared.run.is_done():
         return Submitted(state="done")
-    prepared.scheduler.plan(run, prepared.resources, prepared.after)
-    if not prepared.exists and _create(prepared):
-        return Submitted(state="queued", job=_queue(prepared))
-    standing = open_scheduler(run.spec().scheduler).standing(run)  # it may be on its way with another one
+    standing = check(prepared)
+    if not prepared.exists:
+        if _create(prepared):
+            return Submitted(state="queued", job=_queue(prepared))
+        standing = check(prepared)  # somebody else was faster
     if standing.state in ("pending", "running"):
-        _refuse_changes_of_a_live_run(run, prepared.changed, standing)
         return Submitted(state=standing.state, job=standing.job, why=standing.why)
-    _refuse_unknown(run, standing)
     _update(prepared)
     return Submitted(state="continued", job=_queue(prepared))
 
 
 def resume(run: RunFolder) -> Submitted:
-    """Queue an unfinished run again as it is. Raises: SchedulerError."""
+    """Queue an unfinished run again as it is, after the runs it came after. Raises: SchedulerError, UsageError."""
     if run.is_done():
         return Submitted(state="done")
-    scheduler = open_scheduler(run.spec().scheduler)
+    spec = run.spec()
+    scheduler = open_scheduler(spec.scheduler)
     standing = scheduler.standing(run)
     if standing.state in ("pending", "running"):
         return Submitted(state=standing.state, job=standing.job, why=standing.why)
     _refuse_unknown(run, standing)
+    after = _still_there(run, [RunFolder(Path(path)) for path in spec.after])
+    _rewrite(run, dataclasses.replace(spec, after=_paths(after)))
     resources = read_section(Resources, run.config_path, "resources")
-    return Submitted(state="continued", job=scheduler.submit(run, resources))
+    return Submitted(state="continued", job=scheduler.submit(run, resources, after))
 
 
 def config_file(named: str) -> Path:
@@ -171,6 +215,53 @@ def _spec_of(run: RunFolder, job: str) -> JobSpec | None:
     return spec
 
 
+def _parents(
+    request: Request, run: RunFolder, spec: JobSpec | None, before: Sequence[RunFolder]
+) -> list[RunFolder]:
+    """Return the runs that come first: those named, the link before, or those of old. Raises: UsageError."""
+    if run.path in [link.path for link in before]:
+        raise UsageError(f"two links of the chain are the run {run.name}", "give each its own --name NAME")
+    if not request.after and not before:
+        return _still_there(run, [RunFolder(Path(path)) for path in spec.after]) if spec else []
+    named = [name for name in request.after if name != NONE]
+    links = {link.name: link for link in before}
+    found = [links[name] if name in links else find_run(request.runs_dir, name) for name in named]
+    unique = {str(parent.path): parent for parent in [*found, *before[-1:]]}
+    for parent in unique.values():
+        _refuse_circle(run, parent)
+    return list(unique.values())
+
+
+def _still_there(run: RunFolder, parents: Sequence[RunFolder]) -> list[RunFolder]:
+    """Return the ``parents``; those that were tidied away since count as DONE once ``run`` has begun.
+
+    Raises: UsageError if one is missing before that.
+    """
+    missing = [parent for parent in parents if not parent.spec_path.is_file()]
+    if missing and not run.saved_step():
+        what = f"{run.name} comes after {missing[0].path}, which is not there"
+        raise UsageError(what, "bring that folder back, or submit it again with --after RUN or --after none")
+    return [parent for parent in parents if parent not in missing]
+
+
+def _refuse_circle(run: RunFolder, parent: RunFolder) -> None:
+    """Raises: UsageError if ``parent``, or one that it comes after, waits for ``run``."""
+    waiting, seen = [str(parent.path)], set[str]()
+    while waiting:
+        path = waiting.pop()
+        if path == str(run.path):
+            raise UsageError(
+                f"{run.name} would wait for itself", f"--after {parent.name} cannot be: it comes later"
+            )
+        if path not in seen and (Path(path) / "spec.json").is_file():
+            waiting += RunFolder(Path(path)).spec().after
+        seen.add(path)
+
+
+def _paths(runs: Sequence[RunFolder]) -> tuple[str, ...]:
+    return tuple(str(run.path) for run in runs)
+
+
 def _refuse_changes(run: RunFolder, changed: Sequence[Difference]) -> None:
     fixed = [item for item in changed if not item.changeable]
     if fixed:
@@ -181,11 +272,16 @@ def _refuse_changes(run: RunFolder, changed: Sequence[Difference]) -> None:
         raise UsageError(f"run {run.name} was begun with other values: {listing}", way_out)
 
 
-def _refuse_changes_of_a_live_run(run: RunFolder, changed: Sequence[Difference], standing: Standing) -> None:
-    if changed:
-        listing = ", ".join(_shown(item) for item in changed[:4])
-        way_out = f"python launch.py suspend {run.name}; then give the same command"
-        raise UsageError(f"run {run.name} is {standing.state}; it cannot change {listing} now", way_out)
+def _refuse_changes_of_a_live_run(prepared: Prepared, standing: Standing) -> None:
+    changes = [_shown(item) for item in prepared.changed[:4]]
+    if prepared.is_after_changed:
+        changes.append(f"after={', '.join(parent.name for parent in prepared.after) or NONE}")
+    if changes:
+        name = prepared.run.name
+        way_out = f"python launch.py suspend {name}; then give the same command"
+        raise UsageError(
+            f"run {name} is {standing.state}; it cannot change {', '.join(changes)} now", way_out
+        )
 
 
 def _refuse_unknown(run: RunFolder, standing: Standing) -> None:
@@ -226,10 +322,15 @@ def _publish(aside: Path, path: Path) -> bool:
         if (path / "spec.json").is_file():
             return False
         if path.exists():
-            way_out = "choose another name: --name NAME, or another folder: --runs DIR"
-            raise UsageError(f"{path} exists and is no run", way_out) from None
+            raise _no_run(path) from None
         raise
     return True
+
+
+def _no_run(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} exists and is no run", "choose another name: --name NAME, or another folder: --runs DIR"
+    )
 
 
 def _clear_abandoned(runs_dir: Path) -> None:
@@ -247,18 +348,23 @@ def _new_spec(prepared: Prepared) -> JobSpec:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         scheduler=prepared.cluster,
         python=sys.executable,
+        after=_paths(prepared.after),
     )
 
 
 def _update(prepared: Prepared) -> None:
-    """Write down what the run changes as it comes back: allowed keys, the scheduler."""
+    """Write down what the run changes as it comes back: allowed keys, the scheduler, the runs it waits for."""
     run, spec = prepared.run, prepared.run.spec()
     if prepared.changed:
         old = read_run_config(prepared.job.Config, run.config_path)
         text = updated_text(run.config_path.read_text(encoding="utf-8"), old, prepared.config)
         write_atomic(run.config_path, text.encode())
-    if spec.scheduler != prepared.cluster:
-        run.write_spec(dataclasses.replace(spec, scheduler=prepared.cluster))
+    _rewrite(run, dataclasses.replace(spec, scheduler=prepared.cluster, after=_paths(prepared.after)))
+
+
+def _rewrite(run: RunFolder, spec: JobSpec) -> None:
+    if spec != run.spec():
+        run.write_spec(spec)
 
 
 def _queue(prepared: Prepared) -> str:

@@ -1,9 +1,9 @@
-"""A scheduler that starts nothing: what it was asked is in ``calls``, what it answers in ``standings`` by run name."""
+"""A scheduler that starts nothing: what it was told is in ``calls``, what it answers in ``standings`` by run name."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
-from get3d_cluster.core.job import Cause, Resources
+from get3d_cluster.core.job import Cause, Outcome, Resources
 from get3d_cluster.errors import SchedulerError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers.base import Standing, StopReason
@@ -12,11 +12,17 @@ from get3d_cluster.schedulers.base import Standing, StopReason
 class FakeScheduler:
     calls: ClassVar[list[tuple]] = []
     standings: ClassVar[dict[str, Standing]] = {}
+    endings: ClassVar[dict[tuple[str, int], Outcome]] = {}
+    """What is known of attempts that left no word."""
+    asked: ClassVar[list[tuple]] = []
+    """Every question, in order."""
 
     @classmethod
     def reset(cls) -> None:
         cls.calls = []
         cls.standings = {}
+        cls.endings = {}
+        cls.asked = []
 
     def plan(self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = ()) -> str:
         if resources.nodes > 100:
@@ -35,6 +41,7 @@ class FakeScheduler:
         return "17"
 
     def standing(self, run: RunFolder) -> Standing:
+        self.asked.append(("standing", run.name))
         return self.standings.get(run.name, Standing(state="absent"))
 
     def stop_reason(self, run: RunFolder, attempt: int) -> StopReason:
@@ -46,3 +53,7 @@ class FakeScheduler:
 
     def requeue(self, run: RunFolder, resources: Resources, delay_s: float = 0) -> None:
         self.calls.append(("requeue", run.name))
+
+    def post_mortem(self, run: RunFolder, attempt: int) -> Outcome | None:
+        self.asked.append(("post_mortem", run.name, attempt))
+        return self.endings.get((run.name, attempt))

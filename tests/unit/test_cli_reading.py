@@ -129,25 +129,25 @@ def printed_examples() -> list[str]:
     """Return every command that the help shows: those of the verbs, and the one below the list of verbs."""
     texts = [found.callback.__doc__ or "" for found in app_module.app.registered_commands if found.callback]
     epilog = re.sub(r"\. (?=[A-Z-])", "\n", f"{app_module.app.info.epilog}")
-    return re.findall(r"python launch\.py (.+?)\.?$", "\n".join([*texts, epilog]), re.MULTILINE)
+    whole = re.sub(r"\\\n\s*", "", "\n".join([*texts, epilog]))
+    return re.findall(r"python launch\.py (.+?)\.?$", whole, re.MULTILINE)
 
 
 @pytest.mark.parametrize("example", printed_examples())
-def test_what_the_help_shows_can_be_typed(example: str, run: RunFolder) -> None:
+def test_what_the_help_shows_can_be_typed(
+    example: str, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCHEDULERS, "slurm", SCHEDULERS["local"])
     verb, *words = example.split()
     runs_dir = run.path.parent
     run.path.rename(runs_dir / "pack")
     with typer.main.get_command(app_module.app).commands[verb].make_context(verb, list(words)) as context:
         given = context.params
-    settings = [
-        *(given.get("overrides") or ()),
-        *(["--config", given["config"]] if given.get("config") else []),
-    ]
     if verb in {"submit", "run", "plan"}:
-        after = [word for name in given.get("after") or () for word in ("--after", name)]
-        assert command(["plan", given["job"], *settings, *after, "--runs", str(runs_dir)]) == 0
+        assert command(["plan", *words, "--runs", str(runs_dir)]) == 0
     elif "job" in given:
-        assert command(["config", given["job"], *settings]) == 0
+        config = ["--config", given["config"]] if given.get("config") else []
+        assert command(["config", given["job"], *(given.get("overrides") or ()), *config]) == 0
 
 
 def test_settings_that_are_shown_as_examples_are_settings(capsys: pytest.CaptureFixture[str]) -> None:

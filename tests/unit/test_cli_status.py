@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from get3d_cluster.cli.entry import run as command
+from get3d_cluster.cli.facts import Facts, gather
 from get3d_cluster.cli.output import duration, size
-from get3d_cluster.cli.status import Facts, gather, one_line, row_of, state_of
+from get3d_cluster.cli.status import row_of, state_of
+from get3d_cluster.cli.status_table import one_line
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, RetryConfig
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import SCHEDULERS

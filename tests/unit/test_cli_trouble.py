@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from get3d_cluster.cli.attached import trouble
-from get3d_cluster.cli.status import Facts, gather, row_of
+from get3d_cluster.cli.facts import Facts, gather
+from get3d_cluster.cli.status import row_of
 from get3d_cluster.core.job import Cause, JobSpec, Outcome
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers.base import Standing
