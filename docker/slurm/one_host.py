@@ -1,6 +1,7 @@
+# ruff: noqa: INP001, T201, TID251 (a program for the system's python3 that is no part of the package)
 """A whole SLURM on one machine inside one folder: no systemd, no cgroups, nothing in /etc.
 
-    python3 one_host.py up|down|set|start|watch [FOLDER] [flags]
+    python3 one_host.py up|down|set|start|kill|watch [FOLDER] [flags]
 
 The folder holds the munge key and socket, MariaDB's data and socket, slurm.conf, state, logs and
 the pids of what was started, so that several clusters can live side by side. Everything runs as
@@ -11,9 +12,9 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import getpass
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ MAX_SOCKET_PATH = 107  # sockaddr_un
 DEFAULT_FOLDER = "~/.local/state/get3d_cluster/slurm"
 
 
-class Failed(Exception):
+class ClusterError(Exception):
     """Something that the user can put right; the text says how."""
 
 
@@ -40,6 +41,7 @@ class Settings:
     nodes: int = 4
     cpus: int = 2
     grace: int = 10
+    cancel_grace: int = 10
     kill_wait: int = 5
     user_signal: str = "no"
     preempt: str = "partition"
@@ -71,15 +73,29 @@ class Home:
 
     def environment(self) -> dict[str, str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
-        clean["PATH"] += ":/usr/sbin:/sbin"
-        database = {"MYSQL_UNIX_PORT": str(self.database_socket)}
-        return clean | database | {"SLURM_CONF": str(self.conf)}
+        ours = {
+            "PATH": search_path(),
+            "SLURM_CONF": str(self.conf),
+            "MYSQL_UNIX_PORT": str(self.database_socket),
+        }
+        return clean | ours
 
 
 # ---------------------------------------------------------------------------- records
 
 
+def search_path() -> str:
+    """Return PATH with the folders of daemons, which a normal user's lacks."""
+    return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+
+
+def me() -> str:
+    """Return the name of the user who types, not of the one who logged in."""
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
 def read_json(path: Path) -> dict[str, object]:
+    """Return what a file holds, nothing when it is missing or torn."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
@@ -115,12 +131,14 @@ def alive(home: Home) -> dict[str, int]:
 
 
 def record(home: Home, name: str, pid: int) -> None:
+    """Keep the pid of a daemon with its start time."""
     pids = recorded(home) | {name: [pid, process_start(pid) or 0]}
     write(home.path / "pids.json", json.dumps(pids))
 
 
 @contextlib.contextmanager
 def locked(home: Home) -> Iterator[None]:
+    """Keep other commands off this folder meanwhile."""
     home.path.mkdir(parents=True, exist_ok=True)
     with (home.path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,7 +150,7 @@ def locked(home: Home) -> Iterator[None]:
 
 def slurm_conf(home: Home, settings: Settings, ports: list[int]) -> str:
     """Return slurm.conf. The first port is slurmctld's, the second slurmdbd's."""
-    user, host = getpass.getuser(), socket.gethostname()
+    user, host = me(), socket.gethostname()
     nodes = "\n".join(
         f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
         f" CPUs={settings.cpus} RealMemory=1000 State=UNKNOWN"
@@ -141,8 +159,8 @@ def slurm_conf(home: Home, settings: Settings, ports: list[int]) -> str:
     by_qos = settings.preempt == "qos"
     send = ",preempt_send_user_signal" if settings.user_signal == "yes" else ""
     # The mode and the grace are the victim's partition's, or in qos mode the victim's QOS's.
-    grace = f"GraceTime={settings.grace}"
-    low, cancel = ("", "") if by_qos else (f"PreemptMode=REQUEUE {grace}", f"PreemptMode=CANCEL {grace}")
+    low = "" if by_qos else f"PreemptMode=REQUEUE GraceTime={settings.grace}"
+    cancel = "" if by_qos else f"PreemptMode=CANCEL GraceTime={settings.cancel_grace}"
     high = "" if by_qos else "PreemptMode=OFF"
     tiers = (1, 1, 1) if by_qos else (1, 10, 1)
     every = "Nodes=ALL MaxTime=INFINITE State=UP"
@@ -198,6 +216,7 @@ PartitionName=cancel PriorityTier={tiers[2]} {cancel} {every}
 
 
 def slurmdbd_conf(home: Home, port: int) -> str:
+    """Return slurmdbd.conf."""
     # StorageHost=localhost goes through the socket that MYSQL_UNIX_PORT names.
     return f"""\
 AuthType=auth/munge
@@ -205,7 +224,7 @@ AuthInfo=socket={home.munge_socket}
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort={port}
-SlurmUser={getpass.getuser()}
+SlurmUser={me()}
 PidFile={home.path}/run/slurmdbd.pid
 LogFile={home.log("slurmdbd")}
 DebugLevel=info
@@ -225,11 +244,12 @@ def free_ports(count: int, first: int | None) -> list[int]:
         if not busy:
             return ports
         if first:
-            raise Failed(f"port {busy[0]} is in use: choose another with --port, or leave it out")
-    raise Failed("no free ports between 20000 and 32000")
+            raise ClusterError(f"port {busy[0]} is in use: choose another with --port, or leave it out")
+    raise ClusterError("no free ports between 20000 and 32000")
 
 
 def is_free(port: int) -> bool:
+    """Say whether nobody listens on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -240,6 +260,7 @@ def is_free(port: int) -> bool:
 
 
 def configure(home: Home, settings: Settings, ports: list[int]) -> None:
+    """Write all that the daemons read; keep what is there of key and state."""
     for name in ("log", "run", "state", "spool", "munge"):
         (home.path / name).mkdir(exist_ok=True)
     state = {"settings": dataclasses.asdict(settings), "ports": ports}
@@ -276,12 +297,14 @@ def commands(home: Home, settings: Settings) -> dict[str, list[str]]:
 
 
 def database_options(home: Home) -> list[str]:
-    return ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={home.path}/database",
+    """Return what both mariadbd and its installer are told."""
+    return ["--no-defaults", f"--user={me()}", f"--datadir={home.path}/database",
             "--innodb-use-native-aio=0", "--innodb-log-file-size=8M", "--performance-schema=0",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"]  # fmt: skip
 
 
 def start(home: Home, name: str, command: list[str]) -> None:
+    """Start one daemon in a session of its own."""
     with home.log(name).with_suffix(".err").open("ab") as err:
         process = subprocess.Popen(
             command, env=home.environment(), cwd=home.path, start_new_session=True,
@@ -291,6 +314,7 @@ def start(home: Home, name: str, command: list[str]) -> None:
 
 
 def call(home: Home, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM against this cluster."""
     return subprocess.run(
         command, env=home.environment(), stdin=subprocess.DEVNULL, text=True,
         capture_output=True, timeout=60, check=False,
@@ -302,13 +326,14 @@ def wait_for(home: Home, name: str, ready: Callable[[], bool], seconds: float = 
     deadline = time.monotonic() + seconds
     while not ready():
         if name not in alive(home):
-            raise Failed(f"{name} ended at once; its log ends with\n{tail(home, name)}")
+            raise ClusterError(f"{name} ended at once; its log ends with\n{tail(home, name)}")
         if time.monotonic() > deadline:
-            raise Failed(f"{name} is not ready after {seconds:.0f} s; its log:\n{tail(home, name)}")
+            raise ClusterError(f"{name} is not ready after {seconds:.0f} s; its log:\n{tail(home, name)}")
         time.sleep(0.1)
 
 
 def tail(home: Home, name: str, lines: int = 15) -> str:
+    """Return the end of a daemon's log, or of what it said before it had one."""
     for path in (home.log(name), home.log(name).with_suffix(".err")):
         if path.exists() and path.stat().st_size:
             return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
@@ -316,17 +341,20 @@ def tail(home: Home, name: str, lines: int = 15) -> str:
 
 
 def listens(port: int) -> bool:
+    """Say whether somebody answers on a port."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def node_states(home: Home) -> list[str]:
+    """Return the state of every node, nothing while the controller does not answer."""
     answer = call(home, "sinfo", "-h", "-N", "-p", "low", "-o", "%T")
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
 def nodes_healthy(home: Home, count: int) -> bool:
+    """Say whether all nodes can work."""
     states = node_states(home)
     return len(states) == count and all(state in HEALTHY for state in states)
 
@@ -335,6 +363,7 @@ def nodes_healthy(home: Home, count: int) -> bool:
 
 
 def make_database(home: Home) -> None:
+    """Make MariaDB's data folder unless it is there."""
     if (home.path / "database" / "mysql").exists():
         return
     made = call(
@@ -343,37 +372,40 @@ def make_database(home: Home) -> None:
     )  # fmt: skip
     if made.returncode:
         shutil.rmtree(home.path / "database", ignore_errors=True)
-        raise Failed(f"MariaDB could not make its data folder:\n{made.stdout[-1500:]}{made.stderr}")
+        raise ClusterError(f"MariaDB could not make its data folder:\n{made.stdout[-1500:]}{made.stderr}")
 
 
 def make_accounts(home: Home, settings: Settings) -> None:
-    """Add what sacctmgr must know: the cluster, an account, the user; in qos mode two QOS."""
+    """Add what sacctmgr must know: the cluster, an account, the user; in qos mode three QOS."""
     if not call(home, "sacctmgr", "-nP", "show", "cluster", "toy").stdout.strip():
         manage(home, "add", "cluster", "toy")
         manage(home, "add", "account", "toy", "cluster=toy")
-        manage(home, "add", "user", getpass.getuser(), "account=toy", "cluster=toy")
+        manage(home, "add", "user", me(), "account=toy", "cluster=toy")
     if settings.preempt == "qos":
-        manage(home, "add", "qos", "low", "high")
+        manage(home, "add", "qos", "low,high,cancel")
         set_qos(home, settings)
         allowed = ("qos=low,high,cancel,normal", "defaultqos=low")
-        manage(home, "modify", "user", getpass.getuser(), "set", *allowed)
+        manage(home, "modify", "user", me(), "set", *allowed)
 
 
 def set_qos(home: Home, settings: Settings) -> None:
-    manage(home, "add", "qos", "cancel")
-    for name, mode in (("low", "requeue"), ("cancel", "cancel")):
-        change = (f"PreemptMode={mode}", f"GraceTime={settings.grace}", "Priority=1")
+    """Give the three QOS their grace and mode, and high the right to preempt the others."""
+    graces = (("low", "requeue", settings.grace), ("cancel", "cancel", settings.cancel_grace))
+    for name, mode, grace in graces:
+        change = (f"PreemptMode={mode}", f"GraceTime={grace}", "Priority=1")
         manage(home, "modify", "qos", name, "set", *change)
     manage(home, "modify", "qos", "high", "set", "Preempt=low,cancel", "Priority=100")
 
 
 def manage(home: Home, *words: str) -> None:
+    """Run sacctmgr; what is there already is no error."""
     done = call(home, "sacctmgr", "-i", *words)
     if done.returncode and "othing new" not in done.stdout + done.stderr:
-        raise Failed(f"sacctmgr {' '.join(words)}:\n{done.stdout}{done.stderr}")
+        raise ClusterError(f"sacctmgr {' '.join(words)}:\n{done.stdout}{done.stderr}")
 
 
 def up(home: Home, settings: Settings, port: int | None) -> None:
+    """Start all daemons, each when the one that it needs answers."""
     check_programs()
     check_path(home)
     ports = free_ports(2 + settings.nodes, port)
@@ -392,19 +424,28 @@ def up(home: Home, settings: Settings, port: int | None) -> None:
         start(home, name, command)
     wait_for(home, "slurmctld", lambda: listens(ports[0]))
     wait_for(home, f"node{settings.nodes}", lambda: nodes_healthy(home, settings.nodes))
+    bring_back_jobs(home)
+
+
+def bring_back_jobs(home: Home) -> None:
+    """Requeue what ran when the cluster was stopped: `down` ended the processes of those jobs."""
+    for job in call(home, "squeue", "-h", "-t", "running,completing", "-o", "%i").stdout.split():
+        if call(home, "scontrol", "requeue", job).returncode:
+            call(home, "scancel", job)
 
 
 def check_programs() -> None:
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    missing = [name for name in PROGRAMS if not shutil.which(name, path=path)]
+    """Refuse when SLURM is not installed."""
+    missing = [name for name in PROGRAMS if not shutil.which(name, path=search_path())]
     if missing:
         packages = Path(__file__).with_name("packages.sh")
-        raise Failed(f"missing programs: {', '.join(missing)}; type: sh {packages}")
+        raise ClusterError(f"missing programs: {', '.join(missing)}; type: sh {packages}")
 
 
 def check_path(home: Home) -> None:
+    """Refuse a folder that sockets or slurm.conf cannot name."""
     if len(str(home.database_socket)) > MAX_SOCKET_PATH or " " in str(home.path):
-        raise Failed(f"{home.path}: the path of the folder must be short and without spaces")
+        raise ClusterError(f"{home.path}: the path of the folder must be short and without spaces")
 
 
 # ---------------------------------------------------------------------------- down
@@ -439,6 +480,7 @@ def stop(pids: list[int], first: signal.Signals = signal.SIGTERM, patience: floa
 
 
 def send(processes: dict[int, int], sign: signal.Signals) -> None:
+    """Send a signal to processes that are still the same."""
     for pid, began in processes.items():
         if process_start(pid) == began:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -457,13 +499,21 @@ def job_processes(home: Home) -> list[int]:
             parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             words = (entry / "environ").read_bytes().split(b"\0")
             in_job = any(word.startswith(b"SLURM_JOB_ID=") for word in words)
-            stepd = (entry / "cmdline").read_bytes().split(b"\0")[0].startswith(b"slurmstepd")
-            if mine in words and (in_job or stepd):
+            if mine in words and (in_job or is_stepd(pid)):
                 ours.add(pid)
     return sorted(ours | descendants(ours, parents))
 
 
+def is_stepd(pid: int) -> bool:
+    """Say whether a process is the guardian that a node starts for each step."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"slurmstepd")
+    except OSError:
+        return False
+
+
 def descendants(roots: set[int], parents: dict[int, int]) -> set[int]:
+    """Return all children of processes, and theirs."""
     found: set[int] = set()
     while new := {p for p, parent in parents.items() if parent in roots | found} - found - roots:
         found |= new
@@ -474,13 +524,16 @@ def descendants(roots: set[int], parents: dict[int, int]) -> set[int]:
 
 
 def command_up(home: Home, args: argparse.Namespace) -> None:
+    """Start the cluster unless it is up; print the line that makes it a shell's SLURM."""
     given = given_settings(args)
     with locked(home):
         kept = read_json(home.path / "settings.json").get("settings", {})
         if is_up(home):
             others = {k: v for k, v in given.items() if kept.get(k) != v}  # type: ignore[attr-defined]
             if others:
-                raise Failed(f"already up in {home.path} with other settings than {others}: stop it first")
+                raise ClusterError(
+                    f"already up in {home.path} with other settings than {others}: stop it first"
+                )
             print(f"# already up in {home.path}")
         else:
             down(home)
@@ -495,11 +548,13 @@ def command_up(home: Home, args: argparse.Namespace) -> None:
 
 
 def is_up(home: Home) -> bool:
+    """Say whether every daemon that was started still lives."""
     kept = recorded(home)
     return bool(kept) and set(alive(home)) == set(kept) and "slurmctld" in kept
 
 
 def command_down(home: Home, args: argparse.Namespace) -> None:
+    """Stop the cluster; with --wipe, forget it."""
     if not home.path.is_dir():
         print(f"nothing is up in {home.path}")
         return
@@ -515,14 +570,14 @@ def command_set(home: Home, args: argparse.Namespace) -> None:
     with locked(home):
         state = read_json(home.path / "settings.json")
         if not is_up(home):
-            raise Failed(f"nothing is up in {home.path}: start it first")
+            raise ClusterError(f"nothing is up in {home.path}: start it first")
         settings = Settings(**(state["settings"] | given_settings(args)))  # type: ignore[operator]
         configure(home, settings, list(state["ports"]))  # type: ignore[call-overload]
         if settings.preempt == "qos":
             set_qos(home, settings)
         done = call(home, "scontrol", "reconfigure")
         if done.returncode:
-            raise Failed(f"scontrol reconfigure: {done.stderr}\n{tail(home, 'slurmctld')}")
+            raise ClusterError(f"scontrol reconfigure: {done.stderr}\n{tail(home, 'slurmctld')}")
 
 
 def command_start(home: Home, args: argparse.Namespace) -> None:
@@ -531,9 +586,23 @@ def command_start(home: Home, args: argparse.Namespace) -> None:
         state = read_json(home.path / "settings.json")
         daemons = commands(home, Settings(**state["settings"]))  # type: ignore[arg-type]
         if args.daemon not in daemons:
-            raise Failed(f"{args.daemon}: not one of {', '.join(daemons)}")
+            raise ClusterError(f"{args.daemon}: not one of {', '.join(daemons)}")
         if args.daemon not in alive(home):
             start(home, args.daemon, daemons[args.daemon])
+
+
+def command_kill(home: Home, args: argparse.Namespace) -> None:
+    """Kill one daemon at once, as when a machine loses power; jobs on a node live on.
+
+    With `jobs` for a daemon, kill what all jobs run, and leave the daemons alone.
+    """
+    if args.daemon == "jobs":
+        stop([pid for pid in job_processes(home) if not is_stepd(pid)], signal.SIGKILL)
+        return
+    pid = alive(home).get(args.daemon)
+    if pid is None:
+        raise ClusterError(f"{args.daemon}: not one of {', '.join(alive(home)) or 'the living'}")
+    stop([pid], signal.SIGKILL)
 
 
 def command_watch(home: Home, args: argparse.Namespace) -> None:
@@ -545,17 +614,20 @@ def command_watch(home: Home, args: argparse.Namespace) -> None:
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, object]:
+    """Return the settings that were typed."""
     names = [field.name for field in dataclasses.fields(Settings)]
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     main = argparse.ArgumentParser(description="SLURM on one machine, in one folder")
-    main.add_argument("command", choices=("up", "down", "set", "start", "watch"))
+    main.add_argument("command", choices=("up", "down", "set", "start", "kill", "watch"))
     main.add_argument("folder", nargs="?", help=f"default: $GET3D_SLURM or {DEFAULT_FOLDER}")
     main.add_argument("--nodes", type=int, help="nodes (4)")
     main.add_argument("--cpus", type=int, help="CPUs of a node as SLURM counts them (2)")
-    main.add_argument("--grace", type=int, help="GraceTime of low and cancel, seconds (10)")
+    main.add_argument("--grace", type=int, help="GraceTime of low, seconds (10)")
+    main.add_argument("--cancel-grace", type=int, help="GraceTime of cancel, seconds (10)")
     main.add_argument("--kill-wait", type=int, help="KillWait, seconds (5)")
     main.add_argument("--user-signal", choices=("yes", "no"), help="preempt_send_user_signal (no)")
     main.add_argument("--preempt", choices=("partition", "qos"), help="who preempts whom (partition)")
@@ -564,19 +636,20 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--job-requeue", type=int, choices=(0, 1), help="JobRequeue (1)")
     main.add_argument("--port", type=int, help="first of nodes + 2 ports (a free range)")
     main.add_argument("--wipe", action="store_true", help="down: remove the folder, too")
-    main.add_argument("--daemon", help="start: munged, mariadbd, slurmdbd, slurmctld, node1 …")
+    main.add_argument("--daemon", help="start, kill: munged, mariadbd, slurmdbd, slurmctld, node1 …")
     return main
 
 
 def main() -> int:
+    """Run one command; return 0, or 2 when the user must do something."""
     args = parser().parse_args()
     folder = args.folder or os.environ.get("GET3D_SLURM") or DEFAULT_FOLDER
     home = Home(Path(folder).expanduser().resolve())
     table = {"up": command_up, "down": command_down, "set": command_set,
-             "start": command_start, "watch": command_watch}  # fmt: skip
+             "start": command_start, "kill": command_kill, "watch": command_watch}  # fmt: skip
     try:
         table[args.command](home, args)
-    except Failed as failure:
+    except ClusterError as failure:
         print(failure, file=sys.stderr)
         return 2
     return 0
