@@ -159,6 +159,8 @@ class RetryConfig:
     """Attempts in a row that end without a new checkpoint, whatever the cause, before the run is held."""
     backoff_s: float = 5.0
     """Wait before the first return after a crash; doubles with each further one, up to ten minutes."""
+    hang_s: float = 1800.0
+    """Seconds without a step after which a worker counts as hung, is ended and comes back; 0 never."""
 
     def __post_init__(self) -> None:
         for name in ("max_crashes", "max_without_progress"):
@@ -166,8 +168,9 @@ class RetryConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be at least 1: 1 never comes back by itself"
                 )
-        if self.backoff_s < 0:
-            raise ValueError(f"backoff_s={self.backoff_s} must not be negative")
+        for name in ("backoff_s", "hang_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.runtime.session import ItemWork, Session, Work
+from get3d_cluster.runtime.watchdog import process_age_s
 
 PROGRESS_S = 1.0
 FAILED_SAVE_RATIO = 10
@@ -98,11 +99,14 @@ def run_steps(
     Raises: CheckpointError, FencedError, StorageError, and whatever the work raises.
     """
     loop = _StepLoop(work, session, checkpoints, config, is_fenced)
-    loop.resume()
-    stopped = loop.is_stopped() and not work.is_done()
-    while not stopped and not work.is_done():
-        stopped = loop.step()
-    return loop.suspend(stop_reason) if stopped else loop.finish()
+    try:
+        loop.resume()
+        stopped = loop.is_stopped() and not work.is_done()
+        while not stopped and not work.is_done():
+            stopped = loop.step()
+        return loop.suspend(stop_reason) if stopped else loop.finish()
+    finally:
+        session.pulse.beat("leaving", session.pulse.step)
 
 
 class _StepLoop:
@@ -118,6 +122,7 @@ class _StepLoop:
     ) -> None:
         self._work = work
         self._session = session
+        self._pulse = session.pulse
         self._checkpoints = checkpoints
         self._config = config
         self._is_fenced = is_fenced
@@ -130,6 +135,7 @@ class _StepLoop:
         self._next_save_s = 0.0
 
     def resume(self) -> None:
+        self._pulse.beat("starting", 0)
         loaded = self._load()
         if loaded is not None:
             self._work.load(loaded.state)
@@ -145,10 +151,12 @@ class _StepLoop:
                 digest=loaded.digest if loaded else "",
                 damaged=list(loaded.damaged) if loaded else [],
                 world_size=self._session.world_size,
+                since_s=round(process_age_s(), 3),
             )
             self._compare_environment(loaded, position.step)
         self._progress.show(position, self._active_s, always=True)
         self._saved_s = time.monotonic()
+        self._pulse.beat("step", position.step)
 
     def _compare_environment(self, loaded: Loaded | None, step: int) -> None:
         """Say what changed of what decides bits; to go on is allowed, the promise of equal bits ends there."""
@@ -165,13 +173,15 @@ class _StepLoop:
 
     def step(self) -> bool:
         """Do one step, and a periodic save if one is due; say whether all workers stop here."""
-        start = time.monotonic()
-        self._work.step()
-        self._active_s += time.monotonic() - start
-        position = self._work.position()
-        due = self._session.rank == 0 and self._is_save_due(position)
-        fenced = self._session.rank == 0 and self._is_fenced()
-        stop, save, fenced = self._session.group.any([self._session.notices.requested, due, fenced])
+        with self._pulse.counting("step"):
+            start = time.monotonic()
+            self._work.step()
+            self._active_s += time.monotonic() - start
+            position = self._work.position()
+            due = self._session.rank == 0 and self._is_save_due(position)
+            fenced = self._session.rank == 0 and self._is_fenced()
+            stop, save, fenced = self._session.group.any([self._session.notices.requested, due, fenced])
+        self._pulse.beat("step", position.step)
         if fenced:
             raise FencedError(
                 f"a newer attempt owns this run, not {self._session.attempt}",
@@ -271,9 +281,12 @@ class _StepLoop:
         """Publish the state once for all workers; the others wait for the verdict."""
         position = self._work.position()
         verdict: dict[str, Any] = {}
-        if self._session.rank == 0:
-            verdict = self._publish(position, why)
-        verdict = self._session.group.broadcast(verdict)
+        self._pulse.beat("saving", position.step)
+        with self._pulse.counting("save"):
+            if self._session.rank == 0:
+                verdict = self._publish(position, why)
+            verdict = self._session.group.broadcast(verdict)
+        self._pulse.beat("step", position.step)
         if "error" in verdict:
             raise {"fenced": FencedError, "storage": StorageError}[verdict["kind"]](
                 verdict["error"], verdict["way_out"]
@@ -301,7 +314,10 @@ class _StepLoop:
             "num_bytes": saved.num_bytes,
             "seconds": saved.seconds,
         }
-        self._session.events.write("save", why=why, epoch=position.epoch, images=position.images, **values)
+        spent = {f"{part}_s": round(seconds, 3) for part, seconds in self._pulse.seconds.items()}
+        self._session.events.write(
+            "save", why=why, epoch=position.epoch, images=position.images, **values, **spent
+        )
         return values
 
     def _meta(self) -> dict[str, Any]:
@@ -345,19 +361,27 @@ def run_items(work: ItemWork, session: Session, stop_reason: Callable[[], Reason
 
     ``stop_reason`` is asked after a notice, by each worker that got it.
     """
+    pulse = session.pulse
     start_step = work.position().step
+    if session.rank == 0:
+        session.events.write("start", step=start_step, since_s=round(process_age_s(), 3))
+    pulse.beat("step", start_step)
     progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
     begun_s = time.monotonic()
     try:
         while not work.is_done() and not session.notices.requested:
-            work.step()
-            progress.show(work.position(), time.monotonic() - begun_s)
+            with pulse.counting("step"):
+                work.step()
+            position = work.position()
+            pulse.beat("step", position.step)
+            progress.show(position, time.monotonic() - begun_s)
         done = work.is_done()
         if not done:
             reason = stop_reason() if stop_reason else None
             told, signals = [session.rank], [session.notices.signal_name]
             write_notice(session, reason, work.position(), told, signals)
     finally:
+        pulse.beat("leaving", pulse.step)
         work.close()
     position = work.position()
     progress.show(position, time.monotonic() - begun_s, always=True)

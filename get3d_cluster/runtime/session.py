@@ -1,7 +1,7 @@
 """What a job gets from the layer around it, and what it gives back: the seam between a job and a cluster."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from get3d_cluster.core.job import Position, Resources
@@ -9,6 +9,7 @@ from get3d_cluster.dist.group import Group
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.watchdog import Pulse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Session:
     events: EventLog
     metrics: MetricLog
     device: str = "cpu"
+    pulse: Pulse = field(default_factory=Pulse)
+    """Told of each step by the loops. Work may add to it where it waits: ``with session.pulse.counting("data")``."""
 
     @property
     def rank(self) -> int:
