@@ -244,11 +244,14 @@ def cause_of(
     kill_wait_s: float,
     now: float,
     warning_s: float = 30.0,
+    past_state: str = "",
 ) -> StopReason:
     """Say why a running attempt was told to stop, from the fields of ``scontrol show job``.
 
     ``restarts`` is SLURM_RESTART_COUNT of the attempt, ``now`` in seconds since 1970, ``warning_s`` what --signal
-    asked for. PREEMPTED when in doubt: then the run is saved and comes back for free.
+    asked for. ``past_state`` is the word of sacct for this incarnation, if it is known: only that tells a preemption
+    without GraceTime from a requeue by hand, since the record is that of the next start already (seen with 22.05).
+    PREEMPTED when in doubt: then the run is saved and comes back for free.
     """
     left_s = seconds_until(record.get("EndTime", ""), now) if record.get("JobState") == "RUNNING" else 0.0
     to_kill_s = None if left_s is None else left_s + kill_wait_s
@@ -258,6 +261,8 @@ def cause_of(
         is_near = left_s is not None and left_s <= signal_s(warning_s) + 2 * SIGNAL_EARLY_S
         return StopReason(cause=Cause.TIME_LIMIT, grace_s=to_kill_s) if is_near else _IN_DOUBT
     cause = _cause_of_leaving(record, restarts)
+    if cause is Cause.REQUEUED and past_state in _ENDINGS:
+        cause = ending_of(past_state)[0]
     return StopReason(cause=cause, grace_s=kill_wait_s) if cause else _IN_DOUBT
 
 
@@ -310,19 +315,9 @@ def ending_of(state: str, exit_code: str = "") -> tuple[Cause, str]:
     return _ENDINGS.get(word, (Cause.PREEMPTED, f"SLURM does not say how it ended ({state or 'no record'})"))
 
 
-RUNNING_STATES = frozenset(
-    [
-        "RUNNING",
-        "COMPLETING",
-        "STOPPED",
-        "SUSPENDED",
-        "CONFIGURING",
-        "RESIZING",
-        "SIGNALING",
-        "STAGE_OUT",
-        "POWER_UP_NODE",
-    ]
-)
+_STARTING_STATES = frozenset({"CONFIGURING", "POWER_UP_NODE"})
+_LEAVING_STATES = frozenset({"COMPLETING", "STAGE_OUT", "SIGNALING"})
+RUNNING_STATES = _STARTING_STATES | _LEAVING_STATES | {"RUNNING", "STOPPED", "SUSPENDED", "RESIZING"}
 HELD_STATES = frozenset({"SPECIAL_EXIT", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
 PENDING_STATES = HELD_STATES | frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "EXPEDITING"})
 _STATE_PHRASES = {
@@ -389,12 +384,17 @@ def standing_of(rows: Sequence[QueueRow]) -> Standing:
 
 def pending_why(row: QueueRow) -> str:
     """Return what a job waits for, in words and in SLURM's word, and how a held one is released."""
-    raw = row.reason.strip("()").partition(",")[0].strip()
+    full = row.reason.strip("() ")
+    raw = full if " " in full.partition(",")[0] else full.partition(",")[0]  # some are sentences
     raw = raw.replace("_", " ") if raw.startswith("launch") else raw
     is_held = row.state in HELD_STATES or raw in _HELD_REASONS
     if is_held and raw in {"", "None"}:
         raw = row.state
     words = _REASONS.get(raw) or ("held by SLURM" if is_held else _limit_words(raw))
+    if raw.startswith("Nodes required"):
+        words, raw = _REASONS["ReqNodeNotAvail"], "Nodes"
+    if raw == "ReqNodeNotAvail" and ":" in full:
+        words += f": {full.rpartition(':')[2]}"
     if raw == "BeginTime" and row.start not in {"", "N/A"}:
         words = f"starts at {row.start}"
     if raw == "Dependency" and row.dependency not in {"", "(null)"}:

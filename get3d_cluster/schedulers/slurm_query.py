@@ -32,83 +32,18 @@ NO_PROGRAM = (
 
 SEPARATOR = "\x1f"
 QUEUE_FIELDS = ("A", "F", "K", "T", "r", "N", "k", "S", "E")
-PAST_FIELDS = ("JobID", "JobIDRaw", "State", "ExitCode", "NodeList", "FailedNode", "Start", "End")
+PAST_FIELDS = ("JobID", "State", "ExitCode", "NodeList", "Start", "End")
+LATER_FIELDS = ("FailedNode", "Restarts")
+"""Fields of sacct that 22.05 does not know yet."""
 
-FREE_TEXT = frozenset(
-    [
-        "JobName",
-        "Comment",
-        "AdminComment",
-        "SystemComment",
-        "Command",
-        "WorkDir",
-        "StdErr",
-        "StdIn",
-        "StdOut",
-        "SubmitLine",
-        "Extra",
-        "Container",
-        "MailUser",
-        "Features",
-    ]
-)
+FREE_TEXT = re.compile("JobName|(Admin|System)?Comment|Command|WorkDir|Std(Err|In|Out)|SubmitLine|Extra")
 """Fields of a job that may hold spaces and equals signs."""
-AFTER_FREE_TEXT = frozenset(
-    [
-        "UserId",
-        "GroupId",
-        "JobState",
-        "Reason",
-        "Dependency",
-        "AdminComment",
-        "SystemComment",
-        "Comment",
-        "Command",
-        "WorkDir",
-        "StdErr",
-        "StdIn",
-        "StdOut",
-        "SubmitLine",
-        "Extra",
-        "Power",
-        "TresPerTask",
-        "TresPerNode",
-        "TresPerJob",
-        "TresPerSocket",
-        "TresBind",
-        "TresFreq",
-        "MemPerTres",
-        "CpusPerTres",
-        "NtasksPerTRES",
-        "MailUser",
-        "MailType",
-        "BurstBuffer",
-        "BurstBufferState",
-        "Container",
-        "ContainerID",
-        "DelayBoot",
-        "FedOrigin",
-        "Gres",
-        "Reservation",
-        "Network",
-        "OverSubscribe",
-        "Contiguous",
-        "Licenses",
-        "LicensesAlloc",
-        "LicensesAllocated",
-        "MinCPUsNode",
-        "AccrueTime",
-        "CPU_max_freq",
-        "SELinuxContext",
-        "StepMgrEnabled",
-        "OOMKillStep",
-        "PreemptTime",
-        "SLUID",
-        "Requeue",
-        "Restarts",
-    ]
+AFTER_NAME = re.compile(r"UserId=.*\(\d+\)")
+AFTER_FREE_TEXT = re.compile(
+    "((Admin|System)?Comment|Command|WorkDir|Std(Err|In|Out)|SubmitLine|Extra|Power|Tres\\w+|MemPerTres|CpusPerTres|"
+    "NtasksPerTRES|MailUser|MailType|SELinuxContext|StepMgrEnabled|OOMKillStep)=.*"
 )
-"""Fields that may follow one of free text."""
+"""Fields that may follow one of free text, as ``name=value``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,16 +138,8 @@ def cluster_facts(partition: str, qos: str, *, timeout_s: float = TIMEOUT_S) -> 
 
 def past(job: str, *, timeout_s: float = TIMEOUT_S) -> list[PastRow]:
     """Return every incarnation of a job that the accounting knows, oldest first; [] if it does not answer."""
-    for fields in ((*PAST_FIELDS, "Restarts"), PAST_FIELDS):
-        command = ["sacct", "-D", "-X", "-P", "-j", job, "-o", ",".join(fields), f"--delimiter={SEPARATOR}"]
-        try:
-            text = ask(command, timeout_s=timeout_s)
-        except SchedulerError as error:
-            if "nvalid field" in error.what:  # before Restarts was recorded
-                continue
-            return []
-        rows = [line.split(SEPARATOR) for line in text.splitlines()[1:]]
-        return [_past_row(dict(zip(fields, row, strict=True))) for row in rows if len(row) == len(fields)]
+    with contextlib.suppress(SchedulerError):
+        return _past(job, PAST_FIELDS + LATER_FIELDS, timeout_s)
     return []
 
 
@@ -235,7 +162,7 @@ def ask(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> str:
             return answer.out
         said = " ".join((answer.err or answer.out).split())[:300]
         trouble = f"ended with {answer.code} and said: {said}" if said else "printed nothing"
-        if _is_unknown_job(said) or "nvalid field" in said:
+        if _is_unknown_job(said) or _is_unknown_field(said):
             break
     shown = " ".join(command).replace(SEPARATOR, "|")
     raise SchedulerError(f"`{shown}` {trouble}", WAY_OUT)
@@ -248,7 +175,9 @@ def parse_record(line: str) -> dict[str, str]:
     for token in line.strip().split(" "):
         name, equals, value = token.partition("=")
         is_field = bool(equals) and re.fullmatch(r"[A-Za-z][\w/:]*", name) is not None and name not in record
-        if is_field and (key not in FREE_TEXT or name in AFTER_FREE_TEXT):
+        if FREE_TEXT.fullmatch(key):
+            is_field &= bool((AFTER_NAME if key == "JobName" else AFTER_FREE_TEXT).fullmatch(token))
+        if is_field:
             key = name
             record[key] = value
         elif key:
@@ -331,6 +260,10 @@ def _is_unknown_job(said: str) -> bool:
     return "Invalid job id" in said
 
 
+def _is_unknown_field(said: str) -> bool:
+    return "Invalid field requested" in said
+
+
 def _element_name(record: Mapping[str, str]) -> str:
     return f"{record.get('ArrayJobId', '')}_{record.get('ArrayTaskId', '')}"
 
@@ -382,6 +315,19 @@ def _default_qos(timeout_s: float) -> str:
     return "normal"
 
 
+def _past(job: str, fields: Sequence[str], timeout_s: float) -> list[PastRow]:
+    command = ["sacct", "-D", "-X", "-P", "-j", job, "-o", ",".join(fields), f"--delimiter={SEPARATOR}"]
+    try:
+        text = ask(command, timeout_s=timeout_s)
+    except SchedulerError as error:
+        known = [field for field in fields if f'"{field}"' not in error.what]
+        if not _is_unknown_field(error.what) or len(known) == len(fields):
+            raise
+        return _past(job, known, timeout_s)
+    rows = [line.split(SEPARATOR) for line in text.splitlines()[1:]]
+    return [_past_row(dict(zip(fields, row, strict=True))) for row in rows if len(row) == len(fields)]
+
+
 def _past_row(row: Mapping[str, str]) -> PastRow:
     restarts = row.get("Restarts", "")
     return PastRow(
@@ -389,7 +335,7 @@ def _past_row(row: Mapping[str, str]) -> PastRow:
         state=row["State"],
         exit_code=row["ExitCode"],
         nodes=expand_nodes(row["NodeList"]),
-        failed_nodes=expand_nodes(row["FailedNode"]),
+        failed_nodes=expand_nodes(row.get("FailedNode", "")),
         start=row["Start"],
         end=row["End"],
         restarts=int(restarts) if restarts.isdigit() else None,
