@@ -5,7 +5,7 @@ RENDER_LIBS := libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-all check fmt gpu clean
+.PHONY: help setup system demo test test-all check fmt gpu slurm-up slurm-down clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,11 +32,18 @@ system: ## find missing system libraries; install them if this is root on Debian
 demo: setup ## the whole way on this machine: models, Blender, training, preemption, meshes, report
 	@$(PY) launch.py demo
 
-test: setup ## the tests that this machine can run
-	@$(PY) -m pytest -m "not long and not gpu and not slurm and not bench"
+test: setup ## the tests that this machine can run; on a SLURM of their own where that can be had
+	@$(call tests_with_slurm,not long and not gpu and not bench,)
 
 test-all: setup ## the long ones, too
-	@$(PY) -m pytest -m "not gpu and not slurm and not bench" --timeout 3600
+	@$(call tests_with_slurm,not gpu and not bench,--timeout 3600)
+
+# Installs SLURM as root on Debian or Ubuntu; where it cannot, says so before and after the tests.
+define tests_with_slurm
+{ why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; } 3>&1; \
+loudly() { test -z "$$why" || echo "SLURM tests are skipped: $$why" >&2; }; loudly; \
+$(PY) -m pytest -m "$(1)" $(2); rc=$$?; loudly; exit $$rc
+endef
 
 check: .venv/ready ## formatter, ruff, mypy, import layers: seconds
 	@.venv/bin/ruff format --check --quiet .
@@ -50,6 +57,13 @@ fmt: .venv/ready ## format the code
 
 gpu: ## checks that need CUDA, or one part: PART=parity|exact|fullsize|speed; installs nothing; GPU_PYTHON=...
 	@$${GPU_PYTHON:-python3} -m tests.gpu $(PART)
+
+slurm-up: ## a SLURM of 4 nodes on this machine, in GET3D_SLURM or ~/.local/state/get3d_cluster/slurm
+	@sh docker/slurm/packages.sh
+	@sh docker/slurm/up.sh
+
+slurm-down: ## stop it
+	@sh docker/slurm/down.sh
 
 clean: ## remove the environments and what the demo made
 	rm -rf .venv .venv-render demo

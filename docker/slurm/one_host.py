@@ -451,17 +451,20 @@ def check_path(home: Home) -> None:
 # ---------------------------------------------------------------------------- down
 
 
-def down(home: Home) -> int:
-    """Stop what was started here, and what its jobs left; return how many processes that were."""
-    pids = alive(home)
-    order = [n for n in pids if n.startswith("node")] + ["slurmctld", "slurmdbd", "mariadbd", "munged"]
-    # The nodes first and hard: a node that ends in peace would tell the controller, and only the
-    # state that the controller has saved brings the jobs back at the next start.
-    count = stop([pids[name] for name in order if name.startswith("node")])
+def down(home: Home, hard: bool = False) -> int:
+    """Stop what was started here, and what its jobs left; return how many processes that were.
+
+    With `hard` nothing has to be kept for another start.
+    """
+    living = alive(home)
+    nodes = [pid for name, pid in living.items() if name.startswith("node")]
+    first = signal.SIGKILL if hard else signal.SIGTERM
+    # The nodes are killed, so that none of them reports the end of its jobs: the controller keeps
+    # them in its saved state and `up` brings them back.
+    count = stop(nodes, signal.SIGKILL)
     count += stop(job_processes(home), signal.SIGKILL)
-    count += stop([pids[name] for name in order[-4:-2] if name in pids])
-    count += stop([pids[name] for name in order[-2:] if name in pids])
-    count += stop(job_processes(home), signal.SIGKILL)
+    for pair in (("slurmctld", "slurmdbd"), ("mariadbd", "munged")):
+        count += stop([living[name] for name in pair if name in living], first)
     with contextlib.suppress(FileNotFoundError):
         (home.path / "pids.json").unlink()
     return count
@@ -559,7 +562,7 @@ def command_down(home: Home, args: argparse.Namespace) -> None:
         print(f"nothing is up in {home.path}")
         return
     with locked(home):
-        count = down(home)
+        count = down(home, hard=args.wipe)
     print(f"stopped {count} processes of {home.path}" if count else f"nothing is up in {home.path}")
     if args.wipe:
         shutil.rmtree(home.path, ignore_errors=True)
