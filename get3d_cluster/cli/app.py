@@ -11,10 +11,10 @@ import typer
 from get3d_cluster import config as configs
 from get3d_cluster.cli import attached, chain, doctor, logs, runs, status, stopping, submission
 from get3d_cluster.cli.chain import ChainCommand
-from get3d_cluster.cli.facts import Inquiry, gather
+from get3d_cluster.cli.facts import Inquiry
 from get3d_cluster.cli.output import console, duration, say, say_json, size, table
 from get3d_cluster.cli.status_table import status_table
-from get3d_cluster.cli.watch import watch
+from get3d_cluster.cli.watch import Ending, watch
 from get3d_cluster.core.job import Cause
 from get3d_cluster.demo import DemoConfig, run_demo
 from get3d_cluster.errors import DifferenceError, UsageError
@@ -264,14 +264,26 @@ def show_logs(
     ] = False,
     attempt: Annotated[int | None, typer.Option(metavar="N", help="This attempt only.")] = None,
     rank: Annotated[int | None, typer.Option(metavar="R", help="This worker only.")] = None,
+    stacks: Annotated[
+        bool, typer.Option("--stacks", help="Where each worker stood when the newest hang was found.")
+    ] = False,
 ) -> None:
     """Print the logs of all workers, stitched over all attempts.
+
+    Each attempt has a heading that says how it ended; elements of a job array
+    are attempts of their own. Where a worker wrote nothing, what SLURM itself
+    wrote about the attempt follows.
 
     Example: python launch.py logs car -f --rank 0
     """
     found = runs.find_run(runs_dir, run)
     chosen = logs.Selection(attempt=attempt, rank=rank)
-    lines = logs.followed(found, chosen, lambda: _is_over(found)) if follow else logs.stitched(found, chosen)
+    if stacks:
+        lines = logs.stacks(found, chosen)
+    elif follow:
+        lines = logs.followed(found, chosen, Ending(found))
+    else:
+        lines = logs.stitched(found, chosen)
     for line in lines:
         say(line)
 
@@ -307,6 +319,7 @@ def resume(
         raise UsageError("name one run, or give --all or --cause", "python launch.py resume RUN")
     if run:
         found = runs.find_run(runs_dir, run)
+        stopping.write_post_mortems(found)
         _tell(found, submission.resume(found), runs_dir)
         return
     stopping.resume_many(stopping.resumable(runs.all_runs(runs_dir), cause))
@@ -501,10 +514,6 @@ def _became(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> 
 
 def _where(runs_dir: Path) -> str:
     return "" if runs_dir == RUNS_DIR else f" --runs {runs_dir}"
-
-
-def _is_over(run: RunFolder) -> bool:
-    return status.row_of(gather(run)).state in status.ENDED
 
 
 def _key_values(key: configs.Key, values: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from get3d_cluster.cli.facts import gather
+from get3d_cluster.cli.facts import Inquiry, gather
 from get3d_cluster.cli.output import say
-from get3d_cluster.cli.status import ENDED, Row, row_of
+from get3d_cluster.cli.status import Row, row_of
 from get3d_cluster.cli.status_table import one_line
+from get3d_cluster.cli.watch import Patience
 from get3d_cluster.core.job import Cause, Outcome, RunState
 from get3d_cluster.errors import ExitCode
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -22,8 +23,6 @@ from get3d_cluster.schedulers.base import Scheduler
 POLL_S = 0.5
 LINE_S = 10.0
 """Seconds between lines where they cannot be overwritten, unless the state changes."""
-LOST_S = 10.0
-"""So long a run may look lost between the end of an attempt and its requeue."""
 MOST_INTERRUPTS = 2
 QUIET_CODES = (
     ExitCode.FINISHED,
@@ -78,13 +77,11 @@ def stay(run: RunFolder, scheduler: Scheduler) -> int:
 
 
 def _until_ended(run: RunFolder, show: Callable[[Row], None]) -> Row:
-    lost_since: float | None = None
+    inquiry, patience = Inquiry(), Patience()
     while True:
-        row = row_of(gather(run))
+        row = row_of(inquiry.look([run])[0])
         show(row)
-        now = time.monotonic()
-        lost_since = (lost_since or now) if row.state == RunState.LOST else None
-        if row.state in ENDED and (lost_since is None or now - lost_since > LOST_S):
+        if patience.is_over([row], time.monotonic()):
             return row
         time.sleep(POLL_S)
 

@@ -1,5 +1,10 @@
-"""The logs of a run, stitched over its attempts; lines of several workers carry their rank."""
+"""The logs of a run, stitched over its attempts; lines of several workers carry their rank.
 
+Where a worker wrote nothing, what the scheduler itself wrote about the attempt follows: a node that could not start it,
+a shell line that failed. Elements of a job array are attempts of their own.
+"""
+
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +13,7 @@ from pathlib import Path
 from get3d_cluster.cli.output import duration
 from get3d_cluster.errors import Get3dError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers import slurm_files
 
 POLL_S = 0.3
 
@@ -20,9 +26,19 @@ class Selection:
     rank: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """One file of an attempt, and what its lines begin with where there are several."""
+
+    path: Path
+    label: str
+    rank: int | None = None
+    """None: the scheduler wrote it."""
+
+
 @dataclass
 class _Reader:
-    """Hands out the whole lines that were added to one file."""
+    """Hands out the whole lines that were added to one file; from its start again if it was begun anew."""
 
     path: Path
     offset: int = 0
@@ -31,6 +47,8 @@ class _Reader:
     def lines(self, *, ended: bool) -> list[str]:
         try:
             with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self.offset:
+                    self.offset, self.rest = 0, b""
                 file.seek(self.offset)
                 data = file.read()
         except FileNotFoundError:
@@ -49,10 +67,13 @@ def stitched(run: RunFolder, chosen: Selection) -> Iterator[str]:
     """
     _check(run, chosen)
     for attempt in _attempts(run, chosen):
-        paths = _paths(run, attempt, chosen)
+        sources = _sources(run, attempt, chosen)
         yield _heading(run, attempt)
-        for path in paths:
-            yield from _labelled(path, _Reader(path).lines(ended=True), alone=len(paths) == 1)
+        for source in sources:
+            yield from _labelled(source, _Reader(source.path).lines(ended=True), alone=len(sources) == 1)
+    for path in _unclaimed(run, chosen):
+        yield f"=== {path.relative_to(run.path)}: no attempt began ==="
+        yield from _Reader(path).lines(ended=True)
 
 
 def followed(run: RunFolder, chosen: Selection, is_over: Callable[[], bool]) -> Iterator[str]:
@@ -66,16 +87,36 @@ def followed(run: RunFolder, chosen: Selection, is_over: Callable[[], bool]) -> 
     while True:
         over = is_over()  # asked before reading, so that the last lines are not missed
         for attempt in _attempts(run, chosen):
-            paths = _paths(run, attempt, chosen)
+            sources = _sources(run, attempt, chosen)
             if attempt not in headed:
                 headed.add(attempt)
                 yield _heading(run, attempt)
-            for path in paths:
-                lines = readers.setdefault(path, _Reader(path)).lines(ended=over)
-                yield from _labelled(path, lines, alone=len(paths) == 1)
+            for source in sources:
+                lines = readers.setdefault(source.path, _Reader(source.path)).lines(ended=over)
+                yield from _labelled(source, lines, alone=len(sources) == 1)
         if over:
             return
         time.sleep(POLL_S)
+
+
+def stacks(run: RunFolder, chosen: Selection) -> Iterator[str]:
+    """Yield the stacks that the workers of the newest hang left, or of the chosen attempt.
+
+    Raises: UsageError if there are none.
+    """
+    _check(run, Selection(attempt=chosen.attempt))
+    found = {attempt: _stack_paths(run, attempt, chosen) for attempt in _attempts(run, chosen)}
+    newest = max((attempt for attempt, paths in found.items() if paths), default=None)
+    if newest is None:
+        where = f"attempt {chosen.attempt} of {run.name}" if chosen.attempt else f"run {run.name}"
+        whose = f" of rank {chosen.rank}" if chosen.rank is not None else ""
+        raise UsageError(
+            f"{where} left no stacks{whose}: no hang was found", "python launch.py logs RUN shows the logs"
+        )
+    yield _heading(run, newest)
+    for path in found[newest]:
+        yield f"--- {path.stem} ---"
+        yield from _Reader(path).lines(ended=True)
 
 
 def _check(run: RunFolder, chosen: Selection) -> None:
@@ -85,8 +126,8 @@ def _check(run: RunFolder, chosen: Selection) -> None:
         listing = f"attempts are 1 to {there[-1]}" if there else "it has none yet"
         raise UsageError(f"run {run.name} has no attempt {chosen.attempt}", f"{listing}: --attempt N")
     everyone = Selection(attempt=chosen.attempt)
-    paths = [path for attempt in _attempts(run, chosen) for path in _paths(run, attempt, everyone)]
-    ranks = sorted({_rank(path) for path in paths})
+    sources = [source for attempt in _attempts(run, chosen) for source in _sources(run, attempt, everyone)]
+    ranks = sorted({source.rank for source in sources if source.rank is not None})
     if ranks and chosen.rank is not None and chosen.rank not in ranks:
         where = f"run {run.name}" if chosen.attempt is None else f"attempt {chosen.attempt} of {run.name}"
         raise UsageError(
@@ -98,10 +139,32 @@ def _attempts(run: RunFolder, chosen: Selection) -> list[int]:
     return [attempt for attempt in run.attempts() if chosen.attempt in (None, attempt)]
 
 
-def _paths(run: RunFolder, attempt: int, chosen: Selection) -> list[Path]:
-    if chosen.rank is None:
-        return sorted(run.attempt_dir(attempt).glob("rank*.log"))
-    return [run.log_path(attempt, chosen.rank)]
+def _sources(run: RunFolder, attempt: int, chosen: Selection) -> list[_Source]:
+    """Return the logs of the chosen ranks, and what the scheduler wrote if one of them is empty or missing."""
+    folder = run.attempt_dir(attempt)
+    paths = sorted(folder.glob("rank*.log")) if chosen.rank is None else [run.log_path(attempt, chosen.rank)]
+    logs = [_Source(path=path, label=f"[rank {_rank(path)}] ", rank=_rank(path)) for path in paths]
+    output = slurm_files.output_of(run, attempt)
+    if output is None or (logs and all(_size(path) for path in paths)):
+        return logs
+    return [*logs, _Source(path=output, label="[slurm] ")]
+
+
+def _unclaimed(run: RunFolder, chosen: Selection) -> list[Path]:
+    """Return what the scheduler wrote about jobs that failed before they became an attempt."""
+    if chosen.attempt is not None or chosen.rank is not None:
+        return []
+    claimed = {slurm_files.output_of(run, attempt) for attempt in run.attempts()}
+    return [path for path in sorted(run.slurm_dir.glob("*.out")) if path not in claimed and _size(path)]
+
+
+def _stack_paths(run: RunFolder, attempt: int, chosen: Selection) -> list[Path]:
+    which = "*" if chosen.rank is None else f"{chosen.rank:04d}"
+    return sorted(run.attempt_dir(attempt).glob(f"stacks.rank{which}.txt"))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _rank(path: Path) -> int:
@@ -109,8 +172,8 @@ def _rank(path: Path) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _labelled(path: Path, lines: Sequence[str], *, alone: bool) -> Iterator[str]:
-    label = "" if alone else f"[rank {_rank(path)}] "
+def _labelled(source: _Source, lines: Sequence[str], *, alone: bool) -> Iterator[str]:
+    label = "" if alone and source.rank is not None else source.label
     for line in lines:
         yield f"{label}{line}"
 
@@ -120,7 +183,10 @@ def _heading(run: RunFolder, attempt: int) -> str:
         outcome = run.outcome(attempt)
     except (Get3dError, ValueError, KeyError, TypeError):
         outcome = None  # torn: the log itself is still worth reading
+    place = slurm_files.read_place(run, attempt)
+    element = outcome.element if outcome else place.element if place else None
+    name = f"attempt {attempt}" if element is None else f"attempt {attempt} (element {element})"
     if outcome is None:
-        return f"=== attempt {attempt} ==="
+        return f"=== {name} ==="
     saved = f"saved step {outcome.saved_step}"
-    return f"=== attempt {attempt}: {outcome.cause} after {duration(outcome.seconds)}, {saved} ==="
+    return f"=== {name}: {outcome.cause} after {duration(outcome.seconds)}, {saved} ==="

@@ -56,6 +56,23 @@ class Patience:
         return now_s - self._lost_since_s >= LOST_S
 
 
+class Ending:
+    """Says whether nothing happens to a run any more; asks its scheduler every two seconds at most."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._inquiry = Inquiry()
+        self._patience = Patience()
+        self._next_s = float("-inf")
+
+    def __call__(self) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._next_s and not self._run.is_done():
+            return False
+        self._next_s = now_s + WATCH_S
+        return self._patience.is_over([row_of(facts) for facts in self._inquiry.look([self._run])], now_s)
+
+
 def watch(find: Callable[[], Sequence[RunFolder]]) -> None:
     """Show the runs that ``find`` returns, again and again. Ctrl-C ends the watching, not the runs."""
     inquiry = Inquiry()
