@@ -338,6 +338,8 @@ _REASONS: Mapping[str, str] = {
     "JobHeldAdmin": "held by an administrator",
     "JobHoldMaxRequeue": "held: requeued too often",
     "launch failed requeued held": "held: SLURM could not start it on its nodes",
+    "job requeued in held state": "held: requeued by hand with a hold",
+    "job requeued in special exit state": "held: requeued by hand with a hold",
     "PartitionTimeLimit": "asks for more time than the partition allows; lower resources.time_limit_min",
     "PartitionNodeLimit": "asks for more nodes than the partition allows; lower resources.nodes",
     "PartitionConfig": "asks for more than the partition allows",
@@ -360,9 +362,7 @@ _REASONS: Mapping[str, str] = {
     "WaitingForScheduling": "SLURM has not looked at it yet",
     "": "SLURM has not looked at it yet",
 }
-_HELD_REASONS = frozenset(
-    {"JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "launch failed requeued held", *HELD_STATES}
-)
+_HELD = re.compile(r"[Hh]eld|JobHold|special exit|SPECIAL_EXIT|_HOLD")
 
 
 def standing_of(rows: Sequence[QueueRow]) -> Standing:
@@ -387,7 +387,7 @@ def pending_why(row: QueueRow) -> str:
     full = row.reason.strip("() ")
     raw = full if " " in full.partition(",")[0] else full.partition(",")[0]  # some are sentences
     raw = raw.replace("_", " ") if raw.startswith("launch") else raw
-    is_held = row.state in HELD_STATES or raw in _HELD_REASONS
+    is_held = row.state in HELD_STATES or bool(_HELD.search(raw))
     if is_held and raw in {"", "None"}:
         raw = row.state
     words = _REASONS.get(raw) or ("held by SLURM" if is_held else _limit_words(raw))
