@@ -1,10 +1,11 @@
 """The only reader of the environment: who this worker is, and on what it computes."""
 
+import contextlib
 import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,25 @@ class SlurmJob:
     """How often SLURM has started the job anew."""
     nodes: str = ""
     """Node list as SLURM writes it, such as node[1-3]."""
+
+
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Hide from what is started meanwhile that this process is a job: one that it submits must not inherit that."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GET3D_NODE", "GET3D_ATTEMPT", "GET3D_ELEMENT", "GET3D_HOSTS")
+    kept = ("SLURM_CONF",)
+    mine = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in kept
+        and (name in names or name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")))
+    }
+    for name in mine:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(mine)
 
 
 def slurm_job() -> SlurmJob | None:

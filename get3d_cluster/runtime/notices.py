@@ -127,10 +127,11 @@ def _recorded(record: Path) -> list[tuple[int, float]]:
     found = []
     with contextlib.suppress(OSError):
         for line in record.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError):
-                name, seconds = line.split()
-                age_s = max(0.0, time.time() - float(seconds))
-                found.append((int(signal.Signals[f"SIG{name}"]), time.monotonic() - age_s))
+            name, _, seconds = line.partition(" ")
+            with contextlib.suppress(KeyError):
+                number = int(signal.Signals[f"SIG{name}"])
+                then = float(seconds) if seconds.replace(".", "", 1).isdigit() else time.time()
+                found.append((number, time.monotonic() - max(0.0, time.time() - then)))
     return found
 
 

@@ -48,6 +48,13 @@ def note_stopped(run: RunFolder, cause: Cause) -> None:
     write_json(run.stopped_path, {"cause": cause, "t": time.time()})
 
 
+def stopped_cause(run: RunFolder) -> Cause | None:
+    """Return with which cause a person stopped the run, or None."""
+    with contextlib.suppress(KeyError, ValueError):
+        return Cause((read_or_nothing(run.stopped_path) or {})["cause"])
+    return None
+
+
 def why_away(run: RunFolder) -> str:
     """Return why the queue gave the run up, or an empty text: what ``hold`` and ``note_stopped`` wrote."""
     held, stopped = read_or_nothing(run.hold_path), read_or_nothing(run.stopped_path)

@@ -1,0 +1,470 @@
+"""SLURM, reached through submitit: jobs that are preempted, run out of time, lose nodes, and come back.
+
+submitit writes the batch script and hands it to sbatch. What it does around a job (handlers, requeue, results) is not
+used: the script numbers the attempt first (``slurm_start``), starts each worker through ``slurm_task.sh``, and sees to
+the outcome and the return at the end (``slurm_end``). How decisions are made is in ``slurm_plan``; what is asked of
+SLURM in ``slurm_query``; which files there are in ``slurm_files``.
+"""
+
+import contextlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from get3d_cluster.core.job import Cause, Outcome, Resources
+from get3d_cluster.errors import SchedulerError, UsageError
+from get3d_cluster.runtime import env
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
+from get3d_cluster.schedulers.base import Standing, StopReason
+from get3d_cluster.schedulers.ending import exit_code_of
+from get3d_cluster.schedulers.notes import Notice
+from get3d_cluster.schedulers.slurm_plan import PENDING_STATES, Chunk, Promise, QueueRow
+
+GATE_S = 15.0
+"""A run whose predecessors are not done, and have no job to wait for, looks again after so long."""
+SUBMIT_S = 60.0
+TASK_SCRIPT = "get3d_cluster/schedulers/slurm_task.sh"
+SIGNAL = "USR1"
+"""What a person's stop sends to the workers; why is said in a file before."""
+UNUSED_SIGNAL = "URG"
+"""submitit's own handler listens to this one, which SLURM never sends: ours are the only ones that matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One call of sbatch."""
+
+    parameters: dict[str, Any]
+    """Of ``submitit.SlurmExecutor.update_parameters``."""
+    python: str
+    num_elements: int = 0
+    """Elements of an array, or 0 for one job."""
+
+
+class SlurmScheduler:
+    """Runs attempts on a SLURM cluster."""
+
+    def plan(self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = ()) -> str:
+        promise = self._promise(resources)
+        submissions = self._submissions(run, resources, promise, after=after)
+        text = batch_text(run, submissions[0])
+        self._test(text, resources)
+        lines = [text.rstrip(), ""]
+        if len(submissions) > 1:
+            counts = ", ".join(str(each.num_elements) for each in submissions)
+            lines.append(f"# {len(submissions)} arrays of {counts} elements: MaxArraySize={promise.max_array_size}")
+        warnings = slurm_plan.warnings_of(promise, resources, longest_save_s(run))
+        return "\n".join([*lines, *(f"# warning: {warning}" for warning in warnings)]).rstrip()
+
+    def submit(
+        self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = (), delay_s: float = 0
+    ) -> str:
+        live = jobs_now(run)
+        run.release()
+        if live:
+            return live[0].array_job or live[0].job
+        promise = self._promise(resources)
+        submissions = self._submissions(run, resources, promise, after=after, delay_s=delay_s)
+        self._test(batch_text(run, submissions[0]), resources)
+        return ",".join([self._sbatch(run, each, slurm_files.SUBMITTED) for each in submissions])
+
+    def standing(self, run: RunFolder) -> Standing:
+        try:
+            rows = slurm_query.jobs_of(slurm_files.comment_of(run))
+        except SchedulerError as error:
+            return Standing(state="unknown", why=error.what)
+        if not rows:
+            return Standing(state="absent", why=notes.why_away(run))
+        standing = slurm_plan.standing_of(rows)
+        missing = [other for other in predecessors(run) if not other.is_done()]
+        if standing.state == "pending" and missing:
+            names = ", ".join(other.name for other in missing)
+            return Standing(state="pending", why=f"waits for run {names}", job=standing.job)
+        return standing
+
+    def stop_reason(self, run: RunFolder, attempt: int) -> StopReason:
+        notice = notes.read_notice(run, attempt)
+        if notice is not None:
+            return StopReason(cause=notice.cause, grace_s=notice.grace_s)
+        stopped = notes.stopped_cause(run)
+        if stopped is not None:
+            return StopReason(cause=stopped)
+        place = slurm_files.read_place(run, attempt)
+        if place is None:
+            return StopReason(cause=Cause.PREEMPTED)
+        return asked_reason(place)
+
+    def stop(self, run: RunFolder, cause: Cause, *, now: bool = False) -> None:
+        rows = jobs_now(run)
+        if cause in (Cause.SUSPENDED, Cause.CANCELLED):
+            notes.note_stopped(run, cause)
+        for attempt in living_attempts(run, rows):
+            notes.write_notice(run, attempt, Notice(cause=cause, grace_s=0 if now else None))
+        pending = [row for row in rows if is_pending(row)]
+        running = [row for row in rows if not is_pending(row)]
+        if pending and cause is not Cause.PREEMPTED:
+            _call("scancel", "--state=PENDING", *_ids(pending))
+        if running:
+            _call("scancel", f"--signal={'KILL' if now else SIGNAL}", *_ids(running))
+
+    def requeue(self, run: RunFolder, resources: Resources, delay_s: float = 0) -> None:
+        here = env.slurm_job()
+        if here is None:
+            self.submit(run, resources, predecessors(run), delay_s)
+            return
+        record = slurm_query.job_record(here.id)
+        if is_coming_back(record, here.restarts) or successor_of(run, here):
+            return
+        promise = self._promise(resources)
+        must_move = set(self._excluded(run)) & set(slurm_plan.expand_nodes(here.nodes))
+        if not delay_s and not must_move and promise.mode != "CANCEL" and record.get("Requeue", "1") != "0":
+            with contextlib.suppress(SchedulerError):
+                _call("scontrol", "requeue", here.id)
+                return
+        self.succeed(run, resources, delay_s=delay_s)
+
+    def succeed(self, run: RunFolder, resources: Resources, *, delay_s: float = 0) -> str:
+        """Submit the job that goes on once the one in which this process runs has left; return its id."""
+        here = env.slurm_job()
+        element = env.read_worker_env().element if here else None
+        promise = self._promise(resources)
+        [submission] = self._submissions(
+            run, resources, promise, after=predecessors(run), delay_s=delay_s, element=element, follows=True
+        )
+        return self._sbatch(run, submission, slurm_files.SUCCESSOR)
+
+    def post_mortem(self, run: RunFolder, attempt: int) -> Outcome | None:
+        place = slurm_files.read_place(run, attempt)
+        if place is None:
+            return None
+        try:
+            rows = slurm_query.jobs_of(slurm_files.comment_of(run))
+        except SchedulerError:
+            return None
+        if attempt in living_attempts(run, rows):
+            return None
+        cause, message, failed = how_ended(run, attempt, place)
+        return Outcome(
+            attempt=attempt,
+            cause=cause,
+            exit_code=exit_code_of(cause, None),
+            start_step=place.start_step,
+            end_step=max(place.start_step, run.reached_step(attempt)),
+            saved_step=run.saved_step(),
+            message=message,
+            world_size=max(1, len(slurm_files.exits(run, attempt))),
+            hosts=place.hosts,
+            failed_hosts=failed,
+            element=place.element,
+        )
+
+    def _promise(self, resources: Resources) -> Promise:
+        return slurm_query.cluster_facts(resources.partition, resources.qos)
+
+    def _excluded(self, run: RunFolder) -> tuple[str, ...]:
+        return slurm_plan.bad_nodes(run.outcomes())
+
+    def _submissions(
+        self,
+        run: RunFolder,
+        resources: Resources,
+        promise: Promise,
+        *,
+        after: Sequence[RunFolder] = (),
+        delay_s: float = 0,
+        element: int | None = None,
+        follows: bool = False,
+    ) -> list[Submission]:
+        """Return the calls of sbatch for a run: several if an array is longer than the cluster allows.
+
+        With ``element`` only that one of an array; with ``follows`` it waits for the job that runs now.
+        """
+        spec = run.spec() if run.spec_path.is_file() else None
+        if resources.array and spec is not None and spec.kind != "items":
+            raise UsageError(
+                f"resources.array={resources.array}, but a {spec.job} run has no items to share out",
+                "set array=0; workers of such a run are nodes x workers_per_node",
+            )
+        code = str(code_folder(run))
+        python = spec.python if spec and spec.python else sys.executable
+        command = slurm_plan.worker_command(resources, python, f"{code}/{TASK_SCRIPT}", [str(run.path), code])
+        gate = gate_of(run, after, follows=follows and element is None)
+        delay_s = max(delay_s, gate.delay_s)
+        whole = not resources.array
+        parts = (
+            [Chunk(offset=element or 0, count=1)]
+            if whole or element is not None
+            else slurm_plan.chunks(resources.array, promise.max_array_size)
+        )
+        found = []
+        for part in parts:
+            parameters = slurm_plan.parameters(
+                resources,
+                name=run.key if whole else f"{run.key}-{part.offset}",
+                comment=slurm_files.comment_of(run),
+                setup=list(setup_lines(run, resources, code, python, part, whole=whole)),
+                teardown=teardown_lines(run, python),
+                begin_s=delay_s,
+                dependency=gate.dependency,
+                exclude=self._excluded(run),
+                folders=[str(run.path), code],
+            )
+            parameters["setup"] = list(setup_lines(run, resources, code, python, part, whole=whole))
+            num_elements = 0 if whole or element is not None else part.count
+            found.append(Submission(parameters=parameters, python=command, num_elements=num_elements))
+        return found
+
+    def _test(self, text: str, resources: Resources) -> None:
+        """Let SLURM say whether it could ever start this. Raises: UsageError with its words, SchedulerError."""
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=SUBMIT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SchedulerError(f"sbatch does not answer: {error}", "python launch.py doctor") from error
+        if done.returncode == 0:
+            return
+        said = " ".join(done.stderr.split()).replace("allocation failure: ", "").replace("sbatch: error: ", "")
+        if is_unreachable(said):
+            raise SchedulerError(f"sbatch cannot reach SLURM: {said}", "try again later; python launch.py doctor")
+        shape = (
+            f"nodes={resources.nodes} x workers_per_node={resources.workers_per_node} "
+            f"x cpus_per_worker={resources.cpus_per_worker}, gpus_per_worker={resources.gpus_per_worker}"
+        )
+        raise UsageError(f"SLURM refuses {shape}: {said}", "sinfo -o '%P %D %c %G %l' shows what there is")
+
+    def _sbatch(self, run: RunFolder, submission: Submission, why: str) -> str:
+        executor = _executor(run, submission)
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        from get3d_cluster.schedulers.slurm_entry import Start
+
+        run.slurm_dir.mkdir(parents=True, exist_ok=True)
+        start = Start(str(run.path))
+        try:
+            with env.outside_of_jobs():
+                if submission.num_elements > 1:
+                    jobs = executor.submit_array([start] * submission.num_elements)
+                else:
+                    jobs = [executor.submit(start)]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            said = " ".join(str(error).split())[-300:]
+            raise SchedulerError(f"sbatch refused {run.name}: {said}", "python launch.py plan shows what was asked") from error
+        slurm_query.forget()
+        job = str(jobs[0].job_id).partition("_")[0]
+        slurm_files.note_job(run, job, why)
+        return job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a job waits for besides room."""
+
+    dependency: str = ""
+    delay_s: float = 0.0
+
+
+def gate_of(run: RunFolder, after: Sequence[RunFolder], *, follows: bool) -> Gate:
+    """Return what keeps a job back: its predecessor of the same run, the jobs of the runs it comes after.
+
+    ``afterok`` would never be satisfied once a parent was requeued after a failure: the start of the batch script asks
+    whether the parents are DONE. One that has no job to wait for is asked again after a while.
+    """
+    words = ["singleton"] if follows else []
+    delay_s = 0.0
+    for other in after:
+        if other.is_done():
+            continue
+        ids = _live_ids(other)
+        words += [f"afterany:{id_}" for id_ in ids]
+        delay_s = delay_s if ids else GATE_S
+    return Gate(dependency=",".join(words), delay_s=delay_s)
+
+
+def jobs_now(run: RunFolder) -> list[QueueRow]:
+    """Return the jobs of a run in SLURM's queue, asked anew. Raises: SchedulerError."""
+    slurm_query.forget()
+    return slurm_query.jobs_of(slurm_files.comment_of(run))
+
+
+def is_pending(row: QueueRow) -> bool:
+    """Say whether a job waits, so that signals reach nobody."""
+    return row.state in PENDING_STATES
+
+
+def predecessors(run: RunFolder) -> list[RunFolder]:
+    """Return the runs that must be DONE before this one starts."""
+    return [RunFolder(Path(path)) for path in run.spec().after]
+
+
+def living_attempts(run: RunFolder, rows: Sequence[QueueRow]) -> list[int]:
+    """Return the attempts without an outcome that belong to jobs in SLURM's queue; of each the newest."""
+    live = {row.job for row in rows if not is_pending(row)}
+    newest: dict[str, int] = {}
+    for attempt in run.attempts():
+        place = slurm_files.read_place(run, attempt)
+        if place and place.job in live:
+            newest[place.job] = attempt
+    return sorted(attempt for attempt in newest.values() if run.outcome(attempt) is None)
+
+
+def successor_of(run: RunFolder, here: env.SlurmJob) -> str:
+    """Return a job of the run that was submitted after the one in which this process runs and is in the queue."""
+    mine = here.array or here.id
+    known = slurm_files.jobs(run)
+    later = known[known.index(mine) + 1 :] if mine in known else []
+    with contextlib.suppress(SchedulerError):
+        live = {row.array_job or row.job for row in jobs_now(run)}
+        return next((job for job in reversed(later) if job in live), "")
+    return ""
+
+
+def is_coming_back(record: dict[str, str], restarts: int) -> bool:
+    """Say whether SLURM has put the job back into the queue already."""
+    return int(record.get("Restarts", "0") or 0) > restarts or record.get("JobState") in ("PENDING", "REQUEUED")
+
+
+def asked_reason(place: slurm_files.Place) -> StopReason:
+    """Return what SLURM says about why a job has to leave; PREEMPTED when it says nothing."""
+    try:
+        record = slurm_query.job_record(place.job)
+    except SchedulerError:
+        return StopReason(cause=Cause.PREEMPTED)
+    return slurm_plan.cause_of(
+        record, place.restarts, kill_wait_s=place.kill_wait_s, now=time.time(), warning_s=place.warning_s
+    )
+
+
+def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[Cause, str, tuple[str, ...]]:
+    """Return cause, words and failed nodes of an attempt that is over and left no outcome.
+
+    SLURM's accounting says it, or else what SLURM wrote into the batch output; without both it counts as requeued.
+    """
+    notice = notes.read_notice(run, attempt)
+    past = slurm_query.past(place.name)
+    mine = past[place.restarts] if len(past) > place.restarts else None
+    state = mine.state if mine and mine.state != "RUNNING" else last_cancellation(_tail(slurm_files.output_of(run, attempt)))
+    cause, words = slurm_plan.ending_of(state, mine.exit_code if mine else "")
+    failed = mine.failed_nodes if mine else ()
+    if cause is Cause.NODE_FAILURE and not failed:
+        failed = down_nodes(place.hosts)
+    if notice is not None:
+        cause = notice.cause
+    return cause, f"{words}: only step {run.saved_step()} stands", failed
+
+
+def down_nodes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the nodes that SLURM counts as down now; () if it does not answer."""
+    with contextlib.suppress(SchedulerError):
+        rows = slurm_query.ask(["sinfo", "-h", "-N", "-o", "%N %t", "-n", ",".join(names)]).splitlines()
+        found = {row.split()[0] for row in rows if row.partition(" ")[2].startswith(("down", "fail"))}
+        return tuple(name for name in names if name in found)
+    return ()
+
+
+def last_cancellation(output: str) -> str:
+    """Return the state that slurmstepd's last words in a batch output amount to, or an empty text.
+
+    >>> last_cancellation("slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-23T03:00:00 DUE TO PREEMPTION ***")
+    'PREEMPTED'
+    """
+    said = re.findall(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? ?\*\*\*", output)
+    states = {
+        "PREEMPTION": "PREEMPTED",
+        "TIME LIMIT": "TIMEOUT",
+        "JOB REQUEUE": "REQUEUED",
+        "NODE FAILURE": "NODE_FAIL",
+    }
+    return states.get(said[-1], "CANCELLED") if said else ""
+
+
+def longest_save_s(run: RunFolder) -> float | None:
+    """Return how long the longest save of the run took so far."""
+    seconds = [row["seconds"] for row in read_rows(run.events_path) if row.get("event") == "save" and "seconds" in row]
+    return max(seconds, default=None)
+
+
+def code_folder(run: RunFolder) -> Path:
+    """Return where workers import from: the snapshot in the run folder, or else this package's own repository."""
+    return run.code_dir if run.code_dir.is_dir() else Path(__file__).resolve().parents[2]
+
+
+def setup_lines(
+    run: RunFolder, resources: Resources, code: str, python: str, part: Chunk, *, whole: bool
+) -> Iterator[str]:
+    """Yield the lines of the batch script before the workers start."""
+    yield "trap : TERM USR1 USR2 CONT  # a notice is the workers' business; this shell waits for them"
+    yield f"export GET3D_RUN={shlex.quote(str(run.path))} GET3D_CODE={shlex.quote(code)}"
+    yield f"export SUBMITIT_PREEMPT_SIGNAL={UNUSED_SIGNAL}"
+    if not whole:
+        yield f"export GET3D_ELEMENT=$(({part.offset} + ${{SLURM_ARRAY_TASK_ID:-0}})) GET3D_ELEMENTS={resources.array}"
+    yield from resources.setup
+    yield f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"
+    yield f"started=$({shlex.quote(python)} -P -m get3d_cluster.schedulers.slurm_start \"$GET3D_RUN\") || exit $?"
+    yield 'eval "$started"'
+
+
+def teardown_lines(run: RunFolder, python: str) -> list[str]:
+    """Return the lines of the batch script after the workers have left."""
+    return [
+        "code=$?",
+        f'{shlex.quote(python)} -P -m get3d_cluster.schedulers.slurm_end "$GET3D_RUN" "$code"',
+        "exit $code",
+    ]
+
+
+def batch_text(run: RunFolder, submission: Submission) -> str:
+    """Return the batch script as submitit hands it to sbatch."""
+    executor = _executor(run, submission)
+    if submission.num_elements > 1:
+        executor.parameters["map_count"] = submission.num_elements
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))  # noqa: SLF001  submitit has no public way
+
+
+def is_unreachable(said: str) -> bool:
+    """Say whether words of sbatch are about the way to the controller, not about the request."""
+    return any(word in said for word in ("Unable to contact", "slurm_load", "Socket timed out", "configuration source"))
+
+
+def _executor(run: RunFolder, submission: Submission) -> Any:
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder=run.slurm_dir, python=submission.python)
+    executor.update_parameters(**submission.parameters)
+    return executor
+
+
+def _live_ids(run: RunFolder) -> list[str]:
+    with contextlib.suppress(SchedulerError):
+        rows = slurm_query.jobs_of(slurm_files.comment_of(run))
+        return sorted({row.array_job or row.job for row in rows})
+    return []
+
+
+def _ids(rows: Sequence[QueueRow]) -> list[str]:
+    return sorted({row.name for row in rows})
+
+
+def _call(*command: str) -> None:
+    """Run a command of SLURM that changes something. Raises: SchedulerError with its words."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SUBMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SchedulerError(f"{command[0]} does not answer: {error}", "try again later") from error
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout).split())[:300]
+        raise SchedulerError(f"{' '.join(command)}: {said}", "python launch.py doctor looks at the cluster")
+
+
+def _tail(path: Path | None) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")[-8192:] if path else ""
+    return ""

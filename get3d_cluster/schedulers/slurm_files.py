@@ -1,0 +1,110 @@
+"""Files of the SLURM scheduler in the folder of a run.
+
+RUN/slurm/                     submitit's: batch scripts, one pickle a job that holds the run's path, batch outputs
+RUN/slurm/jobs.jsonl           one line for each job that was submitted: id, t, why, array
+RUN/attempts/NNNN/slurm.json   the job, incarnation and nodes of an attempt, its batch output
+RUN/attempts/NNNN/early.rankRRRR   signals that came before the worker's handlers stood: name, time
+RUN/attempts/NNNN/exit.rankRRRR    exit code of a worker, written by the script that started it
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.run_folder import RunFolder, write_json
+from get3d_cluster.schedulers.ending import Exit
+from get3d_cluster.schedulers.notes import read_or_nothing
+
+
+SUBMITTED = "submitted"
+SUCCESSOR = "successor"
+"""Why a job was submitted: by a person, or by the job before it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where an attempt runs: one incarnation of a SLURM job. SLURM keeps the id when it starts a job anew."""
+
+    job: str
+    restarts: int = 0
+    array: str = ""
+    task: str = ""
+    hosts: tuple[str, ...] = ()
+    element: int | None = None
+    started: float = 0.0
+    """Seconds since 1970 on the first node's clock; for display only."""
+    start_step: int = 0
+    kill_wait_s: float = 30.0
+    """KillWait of the cluster when the attempt began."""
+    warning_s: float = 30.0
+    """Of --signal: how long before the time limit the notice comes."""
+
+    @property
+    def name(self) -> str:
+        """What people and ``scontrol requeue`` call the job."""
+        return f"{self.array}_{self.task}" if self.array else self.job
+
+
+def comment_of(run: RunFolder) -> str:
+    """Return the comment by which the jobs of a run are found again in SLURM's queue."""
+    return f"get3d:{run.key}"
+
+
+def note_job(run: RunFolder, job: str, why: str) -> None:
+    """Append a submitted job to the run's list."""
+    path = run.slurm_dir / "jobs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"id": job, "t": round(time.time(), 3), "why": why}) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def jobs(run: RunFolder) -> list[str]:
+    """Return the jobs that were submitted for a run, oldest first."""
+    return [str(row["id"]) for row in read_rows(run.slurm_dir / "jobs.jsonl") if "id" in row]
+
+
+def submitted_by_person_s(run: RunFolder) -> float:
+    """Return when a person last submitted the run, in seconds since 1970; 0 if never."""
+    rows = read_rows(run.slurm_dir / "jobs.jsonl")
+    return max((float(row["t"]) for row in rows if row.get("why") == SUBMITTED), default=0.0)
+
+
+def write_place(run: RunFolder, attempt: int, place: Place) -> None:
+    """Write down where ``attempt`` runs, and where its batch output lies."""
+    stem = f"{place.array}_{place.task}" if place.array else place.job
+    output = f"slurm/{stem}_0_log.out"
+    write_json(run.attempt_dir(attempt) / "slurm.json", asdict(place) | {"output": output})
+
+
+def read_place(run: RunFolder, attempt: int) -> Place | None:
+    """Return where ``attempt`` ran, or None if it was not started by SLURM."""
+    data = read_or_nothing(run.attempt_dir(attempt) / "slurm.json")
+    if data is None:
+        return None
+    data.pop("output", None)
+    return Place(**data | {"hosts": tuple(data["hosts"])})
+
+
+def output_of(run: RunFolder, attempt: int) -> Path | None:
+    """Return the batch output of ``attempt``."""
+    data = read_or_nothing(run.attempt_dir(attempt) / "slurm.json")
+    return run.path / str(data["output"]) if data else None
+
+
+def exits(run: RunFolder, attempt: int) -> list[Exit]:
+    """Return how the workers of ``attempt`` ended, as far as the scripts that started them could write it."""
+    found = []
+    for path in run.attempt_dir(attempt).glob("exit.rank*"):
+        text = path.read_text().strip()
+        if text.isdigit():
+            code = int(text)
+            at = path.stat().st_mtime
+            found.append(Exit(rank=int(path.name[9:]), code=128 - code if code > 128 else code, at=at))
+    return sorted(found, key=lambda end: end.rank)

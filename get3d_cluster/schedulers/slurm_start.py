@@ -1,0 +1,158 @@
+"""First act of a batch script: ``python -m get3d_cluster.schedulers.slurm_start RUN``, on the attempt's first node.
+
+Decides whether the job is to start at all, numbers the attempt, and prints the lines that the batch shell evaluates.
+A job that has nothing to do ends here: the run is done, stopped or held, a newer job has taken over, the runs it comes
+after are not done, or one of its nodes failed the run twice.
+"""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from get3d_cluster.config import read_section
+from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
+from get3d_cluster.core.policy import Action, after_attempt
+from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError
+from get3d_cluster.runtime import env
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
+from get3d_cluster.schedulers.slurm import SlurmScheduler, predecessors, successor_of
+from get3d_cluster.schedulers.slurm_files import Place
+
+KILL_WAIT_S = 30.0
+"""SLURM's default KillWait, taken if it does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a job starts an attempt, and if not, why and with which exit code it ends."""
+
+    starts: bool
+    why: str = ""
+    code: ExitCode = ExitCode.FINISHED
+    succeeds: bool = False
+    """Another job has to be submitted in its place."""
+
+
+def start(path: Path) -> str:
+    """Return the shell lines that go on with the attempt, or that end the job."""
+    run = RunFolder.open(path)
+    here = env.slurm_job()
+    if here is None:
+        raise SchedulerError("SLURM_JOB_ID is not set", "this program is part of a batch script: launch.py submit")
+    element = env.read_worker_env().element
+    resources = read_section(Resources, run.config_path, "resources")
+    settle(run, element)
+    verdict = judge(run, here, element)
+    if not verdict.starts:
+        if verdict.succeeds:
+            job = SlurmScheduler().succeed(run, resources)
+            return ended(f"{verdict.why}; job {job} goes on", verdict.code)
+        return ended(verdict.why, verdict.code)
+    attempt = run.new_attempt()
+    hosts = slurm_plan.expand_nodes(here.nodes)
+    place = Place(
+        job=here.id,
+        restarts=here.restarts,
+        array=here.array,
+        task=here.task,
+        hosts=hosts,
+        element=element,
+        started=round(time.time(), 3),
+        start_step=run.saved_step(),
+        kill_wait_s=_kill_wait_s(resources),
+        warning_s=float(slurm_plan.signal_s(resources.grace_s)),
+    )
+    slurm_files.write_place(run, attempt, place)
+    variables = env.common_variables(resources.cpus_per_worker) | {
+        "GET3D_ATTEMPT": str(attempt),
+        "GET3D_HOSTS": ",".join(hosts),
+        "GET3D_GPUS_PER_WORKER": str(resources.gpus_per_worker),
+    }
+    return exports(variables, f"attempt {attempt} of {run.name} on {here.nodes}, job {place.name}")
+
+
+def judge(run: RunFolder, here: env.SlurmJob, element: int | None) -> Verdict:
+    """Decide whether the job in which this process runs starts an attempt."""
+    if run.is_done():
+        return Verdict(starts=False, why=f"{run.name} is done already")
+    if stopped := notes.stopped_cause(run):
+        code = ExitCode.CANCELLED if stopped is Cause.CANCELLED else ExitCode.SUSPENDED
+        return Verdict(starts=False, why=f"{run.name} was {stopped} by a person", code=code)
+    if newer := successor_of(run, here) if element is None else "":
+        return Verdict(starts=False, why=f"job {newer} has taken over {run.name}", code=ExitCode.FENCED)
+    if waits := [other.name for other in predecessors(run) if not other.is_done()]:
+        return Verdict(starts=False, why=f"{run.name} comes after {', '.join(waits)}, not done yet", succeeds=True)
+    outcomes = run.outcomes(element)
+    if (last := outcomes[-1] if outcomes else None) is not None and not _is_resumed(run, last):
+        decision = after_attempt(outcomes, _retry(run))
+        if decision.action is Action.HOLD:
+            notes.hold(run, decision.why)
+            return Verdict(starts=False, why=f"{run.name} is held: {decision.why}", code=ExitCode.HELD)
+    bad = set(slurm_plan.bad_nodes(run.outcomes())) & set(slurm_plan.expand_nodes(here.nodes))
+    if bad:
+        why = f"{', '.join(sorted(bad))} failed {run.name} twice"
+        return Verdict(starts=False, why=why, succeeds=True)
+    return Verdict(starts=True)
+
+
+def settle(run: RunFolder, element: int | None) -> None:
+    """Write the outcomes of earlier attempts that left none: their job is over, or has been started anew."""
+    for attempt in run.attempts():
+        place = slurm_files.read_place(run, attempt)
+        if place is None or place.element != element or run.outcome(attempt) is not None:
+            continue
+        outcome = SlurmScheduler().post_mortem(run, attempt)
+        if outcome is not None:
+            run.write_outcome(outcome)
+
+
+def exports(variables: Mapping[str, str], said: str) -> str:
+    """Return shell lines that say a sentence into the batch output and set ``variables``."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return "\n".join([f"echo {shlex.quote(said)}", *lines])
+
+
+def ended(why: str, code: ExitCode) -> str:
+    """Return shell lines that say ``why`` and end the job with ``code``."""
+    return f"echo {shlex.quote(why)}\nexit {int(code)}"
+
+
+def _is_resumed(run: RunFolder, last: Outcome) -> bool:
+    """Say whether a person submitted the run anew after its last outcome: then that no longer holds it."""
+    written = (run.attempt_dir(last.attempt) / "outcome.json").stat().st_mtime
+    return slurm_files.submitted_by_person_s(run) > written
+
+
+def _retry(run: RunFolder) -> RetryConfig:
+    try:
+        return read_section(RetryConfig, run.config_path, "retry")
+    except Get3dError:
+        return RetryConfig()
+
+
+def _kill_wait_s(resources: Resources) -> float:
+    try:
+        return slurm_query.cluster_facts(resources.partition, resources.qos).kill_wait_s
+    except SchedulerError:
+        return KILL_WAIT_S
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the shell lines for the run at ``arguments[0]``."""
+    try:
+        print(start(Path(arguments[0])))
+    except Get3dError as error:
+        print(error.what, error.way_out, sep="\n", file=sys.stderr)
+        with contextlib.suppress(Get3dError, OSError):
+            notes.hold(RunFolder.open(Path(arguments[0])), error.what)
+        return int(error.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
