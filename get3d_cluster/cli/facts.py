@@ -23,6 +23,8 @@ from get3d_cluster.schedulers.base import Scheduler, Standing
 
 MOST_POST_MORTEMS = 8
 """Questions about attempts without a last word in one look at all runs: each may cost the scheduler a second."""
+ASK_AGAIN_S = 30.0
+"""The accounting hears of an end some time after it."""
 TAIL_BYTES = 65_536
 
 
@@ -61,7 +63,8 @@ class Inquiry:
     """What was asked while one command looks at runs, be it once or every two seconds."""
 
     _schedulers: dict[str, Scheduler] = field(default_factory=dict)
-    _post_mortems: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    _post_mortems: dict[tuple[str, int], tuple[float, Outcome | None]] = field(default_factory=dict)
+    """Answers, with the monotonic time from which one that said nothing is asked for again."""
     _silent_since_s: dict[str, float] = field(default_factory=dict)
     """Monotonic clock, by scheduler."""
     _num_asked: int = 0
@@ -132,13 +135,13 @@ class Inquiry:
         newest = max(attempts, default=0)
         if standing.state != "absent" or not newest or any(outcome.attempt == newest for outcome in outcomes):
             return None
-        key = (str(run.path), newest)
-        if key not in self._post_mortems and self._num_asked < MOST_POST_MORTEMS:
+        key, now = (str(run.path), newest), time.monotonic()
+        again_s, known = self._post_mortems.get(key, (0.0, None))
+        if known is None and now >= again_s and self._num_asked < MOST_POST_MORTEMS:
             self._num_asked += 1
-            found = self._scheduler(run.spec().scheduler).post_mortem(run, newest)
-            if found is not None:
-                self._post_mortems[key] = found
-        return self._post_mortems.get(key)
+            known = self._scheduler(run.spec().scheduler).post_mortem(run, newest)
+            self._post_mortems[key] = (now + ASK_AGAIN_S, known)
+        return known
 
 
 def gather(run: RunFolder) -> Facts:

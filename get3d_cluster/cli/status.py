@@ -8,6 +8,7 @@ from get3d_cluster.cli.facts import Facts
 from get3d_cluster.cli.output import duration
 from get3d_cluster.core.job import Cause, Outcome, RunState
 from get3d_cluster.core.policy import Action, after_attempt
+from get3d_cluster.schedulers.slurm_plan import bad_nodes
 
 FRESH_S = 30.0
 """Progress younger than this is that of a living attempt, even one that was started by hand."""
@@ -63,6 +64,8 @@ class Row:
     """Steps beyond the newest checkpoint, done again if the attempt died now; None for a run of items."""
     goodput: float | None
     hosts: Sequence[str]
+    without: Sequence[str]
+    """Nodes on which its next attempts do not start, since they failed it twice."""
     scheduler_answers: bool
     after: Sequence[str]
 
@@ -70,6 +73,7 @@ class Row:
 def row_of(facts: Facts) -> Row:
     """Return the line of one run."""
     state, why = state_of(facts)
+    without = bad_nodes(ends_of(facts))
     step, num_steps = facts.progress.get("step", facts.saved_step), facts.progress.get("num_steps", 0)
     spec, ends = facts.spec, ends_of(facts)
     kind = spec.kind if spec else ""
@@ -83,7 +87,7 @@ def row_of(facts: Facts) -> Row:
         kind=kind,
         scheduler=spec.scheduler if spec else "",
         state=str(state),
-        why=why,
+        why=why if state is RunState.DONE else _joined(why, _excluded(without)),
         epoch=facts.progress.get("epoch", 0),
         step=step,
         num_steps=num_steps,
@@ -102,6 +106,7 @@ def row_of(facts: Facts) -> Row:
         at_risk_steps=None if kind == "items" else max(0, step - facts.saved_step),
         goodput=facts.goodput,
         hosts=hosts,
+        without=without,
         scheduler_answers=facts.standing.state != "unknown",
         after=spec.after if spec else (),
     )
@@ -211,6 +216,14 @@ def _by_element(ends: Sequence[Outcome]) -> list[list[Outcome]]:
 
 def _of_element(ends: Sequence[Outcome], element: int | None) -> list[Outcome]:
     return [outcome for outcome in ends if outcome.element == element]
+
+
+def _excluded(without: Sequence[str]) -> str:
+    return f"without {','.join(without)}: failed twice" if without else ""
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _first_line(outcome: Outcome | None) -> str:

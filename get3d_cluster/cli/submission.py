@@ -132,10 +132,9 @@ def prepare_chain(requests: Sequence[Request]) -> list[Prepared]:
 
 def submit_chain(links: Sequence[Prepared]) -> Iterator[Submitted]:
     """Check all links, then queue one after another. Raises: as ``submit``; if a check fails, nothing was queued."""
-    for link in links:
-        check(link)
-    for link in links:
-        yield submit(link)
+    standings = [check(link) for link in links]
+    for link, standing in zip(links, standings, strict=True):
+        yield _submit(link, standing)
 
 
 def check(prepared: Prepared) -> Standing:
@@ -163,17 +162,7 @@ def submit(prepared: Prepared) -> Submitted:
 
     Raises: UsageError, SchedulerError, StorageError.
     """
-    if prepared.run.is_done():
-        return Submitted(state="done")
-    standing = check(prepared)
-    if not prepared.exists:
-        if _create(prepared):
-            return Submitted(state="queued", job=_queue(prepared))
-        standing = check(prepared)  # somebody else was faster
-    if standing.state in ("pending", "running"):
-        return Submitted(state=standing.state, job=standing.job, why=standing.why)
-    _update(prepared)
-    return Submitted(state="continued", job=_queue(prepared))
+    return _submit(prepared, check(prepared))
 
 
 def resume(run: RunFolder) -> Submitted:
@@ -190,6 +179,19 @@ def resume(run: RunFolder) -> Submitted:
     _rewrite(run, dataclasses.replace(spec, after=_paths(after)))
     resources = read_section(Resources, run.config_path, "resources")
     return Submitted(state="continued", job=scheduler.submit(run, resources, after))
+
+
+def _submit(prepared: Prepared, standing: Standing) -> Submitted:
+    if prepared.run.is_done():
+        return Submitted(state="done")
+    if not prepared.exists:
+        if _create(prepared):
+            return Submitted(state="queued", job=_queue(prepared))
+        standing = check(prepared)  # somebody else was faster
+    if standing.state in ("pending", "running"):
+        return Submitted(state=standing.state, job=standing.job, why=standing.why)
+    _update(prepared)
+    return Submitted(state="continued", job=_queue(prepared))
 
 
 def config_file(named: str) -> Path:

@@ -16,6 +16,7 @@ class FakeScheduler:
     """What is known of attempts that left no word."""
     asked: ClassVar[list[tuple]] = []
     """Every question, in order."""
+    opened: ClassVar[int] = 0
 
     @classmethod
     def reset(cls) -> None:
@@ -23,6 +24,10 @@ class FakeScheduler:
         cls.standings = {}
         cls.endings = {}
         cls.asked = []
+        cls.opened = 0
+
+    def __init__(self) -> None:
+        type(self).opened += 1
 
     def plan(self, run: RunFolder, resources: Resources, after: Sequence[RunFolder] = ()) -> str:
         if resources.nodes > 100:
