@@ -160,7 +160,8 @@ class RetryConfig:
     backoff_s: float = 5.0
     """Wait before the first return after a crash; doubles with each further one, up to ten minutes."""
     hang_s: float = 1800.0
-    """Seconds without a step after which a worker counts as hung, is ended and comes back; 0 never."""
+    """Seconds without a step after which a worker counts as hung, is ended and comes back; 0 never. The start and a
+    save get ten minutes at least."""
 
     def __post_init__(self) -> None:
         for name in ("max_crashes", "max_without_progress"):

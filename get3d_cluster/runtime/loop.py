@@ -156,7 +156,7 @@ class _StepLoop:
             self._compare_environment(loaded, position.step)
         self._progress.show(position, self._active_s, always=True)
         self._saved_s = time.monotonic()
-        self._pulse.beat("step", position.step)
+        self._pulse.beat("starting", position.step)  # until the first step, which may have to compile
 
     def _compare_environment(self, loaded: Loaded | None, step: int) -> None:
         """Say what changed of what decides bits; to go on is allowed, the promise of equal bits ends there."""
@@ -365,7 +365,6 @@ def run_items(work: ItemWork, session: Session, stop_reason: Callable[[], Reason
     start_step = work.position().step
     if session.rank == 0:
         session.events.write("start", step=start_step, since_s=round(process_age_s(), 3))
-    pulse.beat("step", start_step)
     progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
     begun_s = time.monotonic()
     try:

@@ -48,8 +48,10 @@ TELL_S = 60.0
 PEERS_S = 15.0
 """What it waits of that for the stacks of the others."""
 PY_SPY_S = 20.0
-C_THREAD_S = 10.0
-"""How long after this thread should have run the C thread writes the stacks in its place."""
+C_THREAD_S = 3.0
+"""How much later than this the C thread writes the stacks, if this thread cannot."""
+SLOW_S = 600.0
+"""Imports, compiling, loading and saving take their time however short a step is: they get as long at least."""
 VERDICT = "hung.json"
 MOST_NAMES = 4
 _PR_SET_PTRACER = 0x59616D61
@@ -138,6 +140,7 @@ class Heartbeat:
     exchanges: int
     is_waiting: bool
     is_hung: bool
+    """Whether it wrote down its stacks and is about to end."""
     step_s: float
     """Seconds of this attempt in whole steps, with what they waited for data."""
     save_s: float
@@ -250,6 +253,7 @@ class Watchdog:
         self._tick_s = min(TICK_S, hang_s / 10) if hang_s else TICK_S
         self._show_s = min(SHOW_S, hang_s / 4) if hang_s else SHOW_S
         self._begun_t = time.time() - process_age_s()
+        self._has_stacks = False
         self._is_called = False
         """Whether another worker found that the attempt hangs."""
 
@@ -259,13 +263,18 @@ class Watchdog:
         if self._hang_s:
             threading.Thread(target=self._count, daemon=True, name="watchdog").start()
 
+    @property
+    def _limit_s(self) -> float:
+        return self._hang_s if self._pulse.phase == "step" else max(self._hang_s, SLOW_S)
+
     def _count(self) -> None:
         seen, ticks = -1, 0
-        while ticks * self._tick_s < self._hang_s and not self._is_called:
+        while ticks * self._tick_s < self._limit_s and not self._is_called:
             faulthandler.dump_traceback_later(self._hang_s + C_THREAD_S, file=2)
             self._sleep()
             beats = self._pulse.beats
             seen, ticks = beats, 0 if beats != seen else ticks + 1
+        faulthandler.cancel_dump_traceback_later()
         teller = threading.Thread(target=self._tell, daemon=True)
         teller.start()
         teller.join(TELL_S)
@@ -286,7 +295,7 @@ class Watchdog:
             self._pulse.changed.wait(self._show_s)
             self._pulse.changed.clear()
 
-    def _show(self, *, is_hung: bool = False) -> None:
+    def _show(self) -> None:
         pulse = self._pulse
         heartbeat = Heartbeat(
             rank=self._rank,
@@ -298,7 +307,7 @@ class Watchdog:
             beats=pulse.beats,
             exchanges=pulse.exchanges,
             is_waiting=pulse.is_waiting,
-            is_hung=is_hung,
+            is_hung=self._has_stacks,
             step_s=round(pulse.seconds["step"], 3),
             save_s=round(pulse.seconds["save"], 3),
             data_s=round(pulse.seconds["data"], 3),
@@ -310,8 +319,9 @@ class Watchdog:
         with contextlib.suppress(Get3dError, OSError):
             is_first = len(self._ranks) == 1 or create(self._folder / VERDICT, b"{}")
             _write_stacks(stacks_path(self._folder, self._rank))
-            self._show(is_hung=True)
-            found = verdict(self._heartbeats(), self._ranks, self._hang_s)
+            self._has_stacks = True
+            self._show()
+            found = verdict(self._heartbeats(), self._ranks, self._limit_s)
             lines = (found.what, self._way_out(found))
             _say(*lines)
             failure = Failure(rank=self._rank, exit_code=int(ExitCode.HUNG), lines=lines)
@@ -334,7 +344,7 @@ class Watchdog:
         rank = found.ranks[0] if found.ranks else self._rank
         stacks = stacks_path(self._folder, rank)
         return (
-            f"what it was doing: {stacks}; if a step may take longer, set retry.hang_s={4 * self._hang_s:g}"
+            f"what it was doing: {stacks}; if that may take longer, set retry.hang_s={4 * self._limit_s:g}"
         )
 
 
