@@ -16,6 +16,7 @@ from get3d_cluster.config import read_section
 from get3d_cluster.core.job import JobSpec, Outcome, RetryConfig
 from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime.env import ProcessId
+from get3d_cluster.runtime.goodput import Goodput, goodput_of
 from get3d_cluster.runtime.lease import read_lease
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.schedulers import open_scheduler
@@ -49,8 +50,8 @@ class Facts:
     progress_age_s: float | None = None
     saved_step: int = 0
     saved_age_s: float | None = None
-    goodput: float | None = None
-    """Share of the time of all attempts that brought the run forward."""
+    goodput: Goodput = field(default_factory=Goodput)
+    """Where the time of all attempts went."""
     retry: RetryConfig = field(default_factory=RetryConfig)
     held: str = ""
     """Why the scheduler gave the run up until a person resumes it (hold.json)."""
@@ -103,7 +104,7 @@ class Inquiry:
             progress_age_s=now - progress["t"] if "t" in progress and not _is_abandoned(run) else None,
             saved_step=saved_step,
             saved_age_s=max(0.0, now - saved_t) if saved_t else None,
-            goodput=None,
+            goodput=goodput_of(run).total,
             retry=_retry(run),
             held=_word(run.hold_path, "why"),
             stopped=_word(run.stopped_path, "cause"),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from get3d_cluster.cli.facts import Facts
 from get3d_cluster.cli.output import duration
@@ -17,7 +17,7 @@ ENDED = frozenset(
     {RunState.DONE, RunState.SUSPENDED, RunState.HELD, RunState.CANCELLED, RunState.FAILED, RunState.LOST}
 )
 """Nothing happens any more until a person does something."""
-UNKNOWN = "UNKNOWN: the scheduler does not answer"
+SILENT = "the scheduler does not answer"
 _STOPPED = {str(Cause.SUSPENDED): RunState.SUSPENDED, str(Cause.CANCELLED): RunState.CANCELLED}
 _WORST_FIRST = (
     RunState.FAILED,
@@ -63,6 +63,9 @@ class Row:
     at_risk_steps: int | None
     """Steps beyond the newest checkpoint, done again if the attempt died now; None for a run of items."""
     goodput: float | None
+    """Share of the time of all attempts that brought the run forward."""
+    time_s: Mapping[str, float]
+    """Where that time went."""
     hosts: Sequence[str]
     without: Sequence[str]
     """Nodes on which its next attempts do not start, since they failed it twice."""
@@ -103,8 +106,9 @@ def row_of(facts: Facts) -> Row:
         last_causes=sorted({str(last.cause) for last in lasts if last.cause is not Cause.FINISHED}),
         saved_step=facts.saved_step,
         saved_age_s=facts.saved_age_s,
-        at_risk_steps=None if kind == "items" else max(0, step - facts.saved_step),
-        goodput=facts.goodput,
+        at_risk_steps=None if kind == "items" else 0 if facts.is_done else max(0, step - facts.saved_step),
+        goodput=facts.goodput.share,
+        time_s={name: round(value, 3) for name, value in asdict(facts.goodput).items()},
         hosts=hosts,
         without=without,
         scheduler_answers=facts.standing.state != "unknown",
@@ -147,13 +151,14 @@ def _last_known_state(facts: Facts) -> tuple[RunState, str]:
     state, why = _absent_state(facts)
     if state in (RunState.LOST, RunState.NEW):
         state, why = (RunState.RUNNING if _is_open(facts) else RunState.PENDING), ""
-    since = f" since {duration(facts.silent_s)}" if facts.silent_s and facts.silent_s >= 1 else ""
+    silent_s = facts.silent_s or 0.0
+    silence = f"the scheduler has not answered for {duration(silent_s)}" if silent_s >= 1 else SILENT
     age_s = facts.progress_age_s
     progress = (
         f"last progress {duration(age_s)} ago" if state is RunState.RUNNING and age_s is not None else why
     )
     known = f"; last known {state}{f', {progress}' if progress else ''}"
-    return state, f"{UNKNOWN}{since}{_added(facts.standing.why)}{known}"
+    return state, f"UNKNOWN: {silence}{_added(facts.standing.why)}{known}"
 
 
 def _absent_state(facts: Facts) -> tuple[RunState, str]:

@@ -35,6 +35,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 def status_table(shown: Sequence[Row], width: int) -> RenderableType:
     """Return the rows for people, on a terminal of ``width`` columns."""
     cells = [_cells(row) for row in shown]
+    details = [_details(row) for row in shown]
     fixed = [max(len(line[column]) for line in [HEADERS, *cells]) for column in range(len(HEADERS) - 2)]
     wrapped = [
         min(max(len(line[column]) for line in [HEADERS, *cells]), least)
@@ -42,7 +43,7 @@ def status_table(shown: Sequence[Row], width: int) -> RenderableType:
     ]
     if sum(fixed) + sum(wrapped) + 2 * (len(HEADERS) - 1) <= width:
         return table(HEADERS, cells, wrap=WRAPPED)
-    return _two_lines(cells, fixed[:FIRST_LINE], width)
+    return _two_lines(cells, details, fixed[:FIRST_LINE], width)
 
 
 def one_line(row: Row) -> str:
@@ -86,29 +87,32 @@ def _ranges(numbers: Sequence[int], digits: int) -> str:
     return text if len(numbers) == 1 else f"[{text}]"
 
 
-def _two_lines(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> Group:
-    headers = "  ".join(header.ljust(size) for header, size in zip(HEADERS, widths, strict=False))
-    lines = [Text(headers.rstrip(), style="bold")]
-    for row in cells:
-        lines.append(
-            Text("  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=False)).rstrip())
-        )
-        lines += [
-            Text(f"    {line}", style="dim") for line in textwrap.wrap(_details(row), max(20, width - 4))
-        ]
+def _two_lines(
+    cells: Sequence[Sequence[str]], details: Sequence[str], widths: Sequence[int], width: int
+) -> Group:
+    lines = [Text(_padded(HEADERS, widths), style="bold")]
+    for row, said in zip(cells, details, strict=True):
+        lines.append(Text(_padded(row, widths)))
+        lines += [Text(f"    {line}", style="dim") for line in textwrap.wrap(said, max(20, width - 4))]
     return Group(*lines)
 
 
-def _details(row: Sequence[str]) -> str:
-    preempted, failed, saved, goodput, nodes, why = row[FIRST_LINE:]
+def _padded(words: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(word.ljust(width) for word, width in zip(words, widths, strict=False)).rstrip()
+
+
+def _details(row: Row) -> str:
+    saved = "" if row.saved_age_s is None else f"checkpoint {duration(row.saved_age_s)} ago"
     said = [
-        f"preempted {preempted}, failed {failed}",
-        f"checkpoint {saved}" if saved != "-" else "no checkpoint",
-        f"goodput {goodput}" if goodput != "-" else "",
-        f"on {nodes}" if nodes != "-" else "",
+        f"preempted {row.preempted}" if row.preempted else "",
+        f"failed {row.failed}" if row.failed else "",
+        saved,
+        f"{row.at_risk_steps} steps at risk" if row.at_risk_steps else "",
+        "" if row.goodput is None else f"goodput {100 * row.goodput:.0f} %",
+        f"on {short_list(row.hosts)}" if row.hosts else "",
     ]
     facts = ", ".join(part for part in said if part)
-    return f"{facts}; {why}" if why else facts
+    return "; ".join(part for part in (facts, row.why) if part)
 
 
 def _cells(row: Row) -> list[str]:
@@ -129,7 +133,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _checkpoint(row: Row) -> str:
-    at_risk = f" ({row.at_risk_steps} steps)" if row.at_risk_steps else ""
+    at_risk = f" ({row.at_risk_steps})" if row.at_risk_steps else ""
     if row.saved_age_s is None:
         return f"none{at_risk}" if at_risk else "-"
     return f"{duration(row.saved_age_s)} ago{at_risk}"

@@ -16,6 +16,7 @@ from get3d_cluster.cli.output import duration, size
 from get3d_cluster.cli.status import Row, row_of, state_of
 from get3d_cluster.cli.status_table import one_line, short_list, status_table
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, RetryConfig
+from get3d_cluster.runtime.goodput import Goodput
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import SCHEDULERS
 from get3d_cluster.schedulers.base import Standing
@@ -84,7 +85,7 @@ def elements(*ends: tuple[int, Cause], **values: Any) -> Facts:
         (facts(Cause.FINISHED, standing="unknown"), "PENDING", "UNKNOWN"),
         (facts(Cause.SUSPENDED, standing="unknown"), "SUSPENDED", "UNKNOWN"),
         (facts(held="3 crashes", standing="unknown"), "HELD", "UNKNOWN"),
-        (facts(attempts=[1], standing="unknown", silent_s=200.0), "RUNNING", "does not answer since 3 min"),
+        (facts(attempts=[1], standing="unknown", silent_s=200.0), "RUNNING", "has not answered for 3 min"),
         (facts(is_done=True, standing="unknown"), "DONE", ""),
         # What the scheduler knows of an attempt that left no word.
         (facts(attempts=[1], post_mortem=outcome(1, Cause.NODE_FAILURE)), "LOST", "left as node-failure"),
@@ -323,7 +324,7 @@ def test_every_fact_is_shown_on_a_terminal_of_any_width(width: int) -> None:
             progress=progress,
             saved_step=1200,
             saved_age_s=600.0,
-            goodput=0.931,
+            goodput=Goodput(productive_s=93.1, saving_s=6.9),
         ),
         standing=standing,
     )
@@ -335,7 +336,8 @@ def test_every_fact_is_shown_on_a_terminal_of_any_width(width: int) -> None:
         "3 / 1250/80000",
         "1.6",
         "8.8 h",
-        "10 min ago (50 steps)",
+        "10 min ago",
+        "50",
         "93 %",
         "node[1-2,4]",
         "computing",
