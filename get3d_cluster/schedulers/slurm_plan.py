@@ -245,15 +245,19 @@ def cause_of(
     now: float,
     warning_s: float = 30.0,
     past_state: str = "",
+    promised_s: float | None = None,
 ) -> StopReason:
     """Say why a running attempt was told to stop, from the fields of ``scontrol show job``.
 
     ``restarts`` is SLURM_RESTART_COUNT of the attempt, ``now`` in seconds since 1970, ``warning_s`` what --signal
     asked for. ``past_state`` is the word of sacct for this incarnation, if it is known: only that tells a preemption
     without GraceTime from a requeue by hand, since the record is that of the next start already (seen with 22.05).
+    ``promised_s`` is GraceTime, which counts where a job without a time limit has no EndTime to bring forward.
     PREEMPTED when in doubt: then the run is saved and comes back for free.
     """
     left_s = seconds_until(record.get("EndTime", ""), now) if record.get("JobState") == "RUNNING" else 0.0
+    if left_s is None and promised_s is not None:
+        left_s = _left_of(promised_s, record.get("PreemptTime", ""), now)
     to_kill_s = None if left_s is None else left_s + kill_wait_s
     if _is_preempted(record):
         return StopReason(cause=Cause.PREEMPTED, grace_s=to_kill_s)
@@ -553,6 +557,14 @@ def _is_preempted(record: Mapping[str, str]) -> bool:
     if not re.match(r"\d{4}-", when):
         return False
     return not re.match(r"\d{4}-", start) or when >= start
+
+
+def _left_of(promised_s: float, since: str, now: float) -> float | None:
+    """Return the seconds left of a grace that began at ``since``; None if that is not known."""
+    try:
+        return max(0.0, datetime.fromisoformat(since).timestamp() + promised_s - now)
+    except ValueError:
+        return None
 
 
 def _failure(exit_code: str) -> tuple[Cause, str]:

@@ -81,7 +81,7 @@ def job_record(job: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
     Raises: SchedulerError if it does not answer.
     """
     try:
-        text = ask(["scontrol", "show", "job", "-o", job], timeout_s=timeout_s)
+        text = ask(["scontrol", "show", "job", "-o", job], expects="JobId=", timeout_s=timeout_s)
     except SchedulerError as error:
         if _is_unknown_job(error.what):
             return {}
@@ -128,8 +128,8 @@ def cluster_facts(partition: str, qos: str, *, timeout_s: float = TIMEOUT_S) -> 
 
     Raises: SchedulerError if the controller does not answer or does not know the partition.
     """
-    config = parse_config(ask(["scontrol", "show", "config"], timeout_s=timeout_s))
-    answer = ask(["scontrol", "show", "partition", "-a", "-o"], timeout_s=timeout_s)
+    config = parse_config(ask(["scontrol", "show", "config"], expects="KillWait", timeout_s=timeout_s))
+    answer = ask(["scontrol", "show", "partition", "-a", "-o"], expects="PartitionName=", timeout_s=timeout_s)
     records = [parse_record(line) for line in answer.splitlines() if line.startswith("PartitionName=")]
     by_qos = config.get("PreemptType", "").endswith("qos")
     record = _qos(qos, timeout_s) if qos or by_qos else None
@@ -143,8 +143,10 @@ def past(job: str, *, timeout_s: float = TIMEOUT_S) -> list[PastRow]:
     return []
 
 
-def ask(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> str:
+def ask(command: Sequence[str], *, expects: str = "", timeout_s: float = TIMEOUT_S) -> str:
     """Run a program of SLURM and return what it prints; try once more if it fails, is late or prints nothing.
+
+    An answer without ``expects`` is none either: what a busy controller leaves out must not read as "no such job".
 
     Raises: SchedulerError naming the command and what it said.
     """
@@ -158,7 +160,7 @@ def ask(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> str:
             continue
         except OSError as error:
             raise SchedulerError(f"`{command[0]}` cannot be run: {error.strerror}", NO_PROGRAM) from error
-        if answer.code == 0 and answer.out.strip():
+        if answer.code == 0 and answer.out.strip() and expects in answer.out:
             return answer.out
         said = " ".join((answer.err or answer.out).split())[:300]
         trouble = f"ended with {answer.code} and said: {said}" if said else "printed nothing"
@@ -192,8 +194,8 @@ def parse_config(text: str) -> dict[str, str]:
 
 
 def parse_queue(text: str) -> list[QueueRow]:
-    """Return the rows of squeue in ``QUEUE_FIELDS``, without the header and whatever else it prints."""
-    rows = [line.split(SEPARATOR) for line in text.splitlines()[1:]]
+    """Return the rows of squeue in ``QUEUE_FIELDS``, without its header and whatever else it prints."""
+    rows = [line.split(SEPARATOR) for line in text.splitlines()]
     return [
         QueueRow(
             job=row[0].strip(),
@@ -215,7 +217,7 @@ def _ask_queue(timeout_s: float) -> dict[str, list[QueueRow]] | SchedulerError:
     # With its header, an answer without jobs is told apart from no answer; -a shows hidden partitions too.
     command = ["squeue", "--me", "-a", "-o", SEPARATOR.join(f"%{field}" for field in QUEUE_FIELDS)]
     try:
-        text = ask(command, timeout_s=timeout_s)
+        text = ask(command, expects=SEPARATOR, timeout_s=timeout_s)
     except SchedulerError as error:
         return error
     jobs: dict[str, list[QueueRow]] = {}
@@ -318,7 +320,7 @@ def _default_qos(timeout_s: float) -> str:
 def _past(job: str, fields: Sequence[str], timeout_s: float) -> list[PastRow]:
     command = ["sacct", "-D", "-X", "-P", "-j", job, "-o", ",".join(fields), f"--delimiter={SEPARATOR}"]
     try:
-        text = ask(command, timeout_s=timeout_s)
+        text = ask(command, expects=SEPARATOR, timeout_s=timeout_s)
     except SchedulerError as error:
         known = [field for field in fields if f'"{field}"' not in error.what]
         if not _is_unknown_field(error.what) or len(known) == len(fields):

@@ -283,6 +283,14 @@ def test_the_cause_of_a_notice(record, restarts, cause, grace_s):
     assert reason.grace_s == (None if grace_s is None else pytest.approx(grace_s, abs=0.1))
 
 
+def test_a_job_without_a_time_limit_counts_on_the_promised_grace():
+    record = seen(EndTime="Unknown", PreemptTime="2026-11-23T03:26:23")
+    reason = slurm_plan.cause_of(record, 0, kill_wait_s=5, now=NOW, promised_s=10)
+    assert (reason.cause, reason.grace_s) == (Cause.PREEMPTED, pytest.approx(8 + 5, abs=0.1))
+    unasked = slurm_plan.cause_of(seen(EndTime="Unknown"), 0, kill_wait_s=5, now=NOW, promised_s=10)
+    assert (unasked.cause, unasked.grace_s) == (Cause.PREEMPTED, None)
+
+
 @pytest.mark.parametrize(
     ("word", "cause"),
     [("PREEMPTED", Cause.PREEMPTED), ("REQUEUED", Cause.REQUEUED), ("NODE_FAIL", Cause.NODE_FAILURE),
