@@ -5,12 +5,13 @@ holds tensors, ``state.json`` for everything else and the nesting, and ``manifes
 file, the SHA-256 of the whole state, and its own digest. No pickle anywhere.
 """
 
+import errno
 import hashlib
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import xxhash
 
 from get3d_cluster.core.job import FORMAT, CheckpointConfig
 from get3d_cluster.core.policy import to_delete
-from get3d_cluster.errors import CheckpointError, UsageError
+from get3d_cluster.errors import CheckpointError, StorageError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
 from get3d_cluster.storage.base import Storage
@@ -30,10 +31,16 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 REST = "state.json"
 _NAME = re.compile(r"step-[0-9]{9,}")
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""Errors of reading that tell of the file itself; others tell of rights, of the network or of this process."""
 
 
 class DamagedError(Exception):
     """A checkpoint whose files are not what its manifest says."""
+
+
+class _AbsentError(DamagedError):
+    """A file of it that is not there at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +91,7 @@ class Checkpoints:
         self._check_owner = check_owner
 
     def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> Saved:
-        """Publish ``state`` as the checkpoint of ``step``, then let old ones go.
+        """Publish ``state`` as the checkpoint of ``step``, read it back, then let old ones go.
 
         Raises: FencedError if another attempt owns the run; StorageError, after which older checkpoints stand.
         """
@@ -104,9 +111,9 @@ class Checkpoints:
             "meta": dict(meta),
         }
         self._check_owner()
-        if _name(step) not in self._storage.list():
+        if not self._stands(step, digest):
             self._storage.write(_name(step), {**files, MANIFEST: _signed(body)})
-        self._prune()
+        self._prune(step)
         num_bytes = sum(len(data) for data in files.values())
         return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
 
@@ -156,9 +163,46 @@ class Checkpoints:
         """Return the verified checkpoint of ``step``. Raises: DamagedError."""
         return self.read(_name(step))
 
-    def _prune(self) -> None:
-        for step in to_delete([_step(name) for name in _checkpoint_names(self._storage)], self._config):
-            self._storage.delete(_name(step))
+    def _stands(self, step: int, digest: str) -> bool:
+        """Say whether this state is published already; another or a damaged one of that step is set aside.
+
+        Asked by the exact name: a list of the folder may be older than what lies in it.
+        """
+        try:
+            if _manifest(self._storage, _name(step))["digest"] == digest:
+                return True
+            self._storage.set_aside(_name(step))
+        except _AbsentError:
+            pass
+        except DamagedError:
+            self._storage.set_aside(_name(step))
+        except CheckpointError as error:
+            raise StorageError(error.what, error.way_out) from error
+        return False
+
+    def _prune(self, newest: int) -> None:
+        """Delete what may go, once ``newest`` was read back. Raises: StorageError if it is not what was written."""
+        try:
+            steps = [_step(name) for name in _checkpoint_names(self._storage)]
+        except OSError:
+            return  # nothing is lost by keeping them until the next save
+        going = [step for step in to_delete(steps, self._config) if step != newest]
+        if going and self._reads_back(newest):
+            for step in going:
+                self._storage.delete(_name(step))
+
+    def _reads_back(self, step: int) -> bool:
+        try:
+            for _ in _verified_files(self._storage, _name(step), _manifest(self._storage, _name(step))):
+                pass
+        except CheckpointError:
+            return False
+        except DamagedError as error:
+            raise StorageError(
+                f"{error}, just after it was written; set aside as {self._storage.set_aside(_name(step))}",
+                "check that disk; the older checkpoints stand, and the run comes back from them",
+            ) from error
+        return True
 
 
 def list_checkpoints(run: RunFolder, *, verify: bool = False) -> list[CheckpointInfo]:
@@ -365,13 +409,29 @@ def _signed(body: dict[str, Any]) -> bytes:
     ).encode()
 
 
-def _manifest(storage: Storage, name: str) -> dict[str, Any]:
+def _read(storage: Storage, name: str, file: str) -> memoryview:
+    """Return one file. Raises: DamagedError if it is lost; CheckpointError if it may be there and cannot be read."""
     try:
-        data = json.loads(bytes(storage.read(name, MANIFEST)))
+        return storage.read(name, file)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise _AbsentError(f"{name}/{file} is missing") from error
+        if error.errno in _LOST:
+            raise DamagedError(f"{name}/{file} cannot be read ({error.strerror})") from error
+        raise CheckpointError(
+            f"cannot read {error.filename or f'{name}/{file}'}: {error.strerror or error}",
+            "mend its permissions or its disk, then resume: nothing was started over",
+        ) from error
+
+
+def _manifest(storage: Storage, name: str) -> dict[str, Any]:
+    text = bytes(_read(storage, name, MANIFEST))
+    try:
+        data = json.loads(text)
         body: dict[str, Any] = data["body"]
-        text = json.dumps(body, indent=1, sort_keys=True)
-        good = hashlib.sha256(text.encode()).hexdigest() == data["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        signed = json.dumps(body, indent=1, sort_keys=True)
+        good = hashlib.sha256(signed.encode()).hexdigest() == data["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{name}/{MANIFEST} cannot be read ({error})") from error
     if not good:
         raise DamagedError(f"{name}/{MANIFEST} does not match its own digest")
@@ -385,15 +445,17 @@ def _manifest(storage: Storage, name: str) -> dict[str, Any]:
 
 def _verified(storage: Storage, name: str) -> tuple[dict[str, Any], dict[str, memoryview]]:
     manifest = _manifest(storage, name)
-    files = {}
+    return manifest, dict(_verified_files(storage, name, manifest))
+
+
+def _verified_files(
+    storage: Storage, name: str, manifest: dict[str, Any]
+) -> Iterator[tuple[str, memoryview]]:
     for file, entry in manifest["files"].items():
-        try:
-            files[file] = storage.read(name, file)
-        except OSError as error:
-            raise DamagedError(f"{name}/{file} cannot be read ({error.strerror})") from error
-        if len(files[file]) != entry["bytes"] or xxhash.xxh3_128_hexdigest(files[file]) != entry["xxh3_128"]:
+        data = _read(storage, name, file)
+        if len(data) != entry["bytes"] or xxhash.xxh3_128_hexdigest(data) != entry["xxh3_128"]:
             raise DamagedError(f"{name}/{file} is damaged: size or digest differ from the manifest")
-    return manifest, files
+        yield file, data
 
 
 def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:

@@ -9,6 +9,7 @@ work on one item. So the work must be safe to do twice, with the result publishe
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -110,8 +111,12 @@ class Claims:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
-        os.write(handle, content.encode())
-        os.fsync(handle)
+        try:
+            _write_whole(handle, path, content.encode())
+        except OSError:
+            os.close(handle)
+            path.unlink(missing_ok=True)  # or the item would be nobody's until this looked dead
+            raise
         self._held[item] = _Held(path=path, handle=handle, beaten_at=time.monotonic())
         if not self._is_next(item, generation, judged):
             self.release(item)
@@ -154,6 +159,12 @@ class Claims:
 
     def _path(self, item: str, generation: int) -> Path:
         return self.folder / f"{quote(item, safe='')}.{generation}"
+
+
+def _write_whole(handle: int, path: Path, data: bytes) -> None:
+    if os.write(handle, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    os.fsync(handle)
 
 
 def _generation(path: Path) -> int:

@@ -1,13 +1,14 @@
 """Storage on a POSIX file system: written aside, fsynced, published by one rename."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from get3d_cluster.errors import StorageError
 from get3d_cluster.storage.base import Data
@@ -17,6 +18,10 @@ _GOING = ".deleting-"
 _DAMAGED = ".damaged-"
 _WRITE_S = 60.0
 """An older file beside its target was left by a writer that was killed; writing one takes much less."""
+_STALE_WAITS_S = (0.1, 0.4, 1.6)
+"""A network file system whose server came back says ESTALE once or twice, and works when the path is looked up anew."""
+
+_T = TypeVar("_T")
 
 
 def write_atomic(path: Path, data: Data) -> None:
@@ -61,7 +66,7 @@ def clean_folder(folder: Path) -> None:
     """Remove what ``write_atomic`` left in ``folder`` when it was killed. Others may be writing there now."""
     for path in folder.glob(f"{_ASIDE}*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _WRITE_S:
+            if _now_there_s(folder) - path.stat().st_mtime > _WRITE_S:
                 path.unlink()
 
 
@@ -72,6 +77,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _now_there_s(folder: Path) -> float:
+    """Return the time by the clock that dates the files of ``folder``: on a network it is not this machine's."""
+    probe = folder / f"{_ASIDE}clock-{secrets.token_hex(4)}"
+    try:
+        probe.touch(exist_ok=False)
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 class LocalStorage:
@@ -96,14 +111,10 @@ class LocalStorage:
                 raise
 
     def read(self, name: str, file: str) -> memoryview:
-        return memoryview((self.root / name / file).read_bytes())
+        return memoryview(_unless_stale((self.root / name / file).read_bytes))
 
     def list(self) -> list[str]:
-        if not self.root.is_dir():
-            return []
-        return sorted(
-            path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")
-        )
+        return _unless_stale(lambda: _groups(self.root))
 
     def delete(self, name: str) -> None:
         going = self.root / f"{_GOING}{name}-{secrets.token_hex(4)}"
@@ -126,6 +137,12 @@ class LocalStorage:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _groups(root: Path) -> list[str]:
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _write_durably(path: Path, parts: Sequence[Data]) -> None:
     with path.open("wb") as file:
         _write_to(file, parts)
@@ -136,6 +153,18 @@ def _write_to(file: IO[bytes], parts: Sequence[Data]) -> None:
         file.write(part)
     file.flush()
     os.fsync(file.fileno())
+
+
+def _unless_stale(act: Callable[[], _T]) -> _T:
+    """Return the result of ``act``, which looks its path up anew each time, trying again when that is stale."""
+    for wait_s in _STALE_WAITS_S:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        time.sleep(wait_s)
+    return act()
 
 
 @contextlib.contextmanager

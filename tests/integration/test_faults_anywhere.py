@@ -1,0 +1,164 @@
+"""Kill, tear, cut the power or fail at every call that touches the run folder; what follows ends with the same bits.
+
+Each case is an attempt in a child process that comes back to a run which was killed before, whose newest checkpoint has
+a flipped bit, and in whose folder older attempts left their scraps.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch  # noqa: F401  loaded here once, not in each child
+import torch
+
+from get3d_cluster.attempt import run_worker
+from get3d_cluster.errors import ExitCode
+from get3d_cluster.runtime.checkpoint import list_checkpoints
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.notices import Notices
+from get3d_cluster.runtime.run_folder import RunFolder
+from tests.fault_points import CHANGES, KILLED, Call, die, fault_points, in_a_child, lose_power, tear
+from tests.workers import PLAIN, final_digest, make_run
+
+NUM_STEPS = 6
+Meet = Callable[[Call], Any]
+
+
+def go_on(call: Call) -> Any:
+    return call.go()
+
+
+def attempt(run: RunFolder, meet: Meet = go_on) -> int:
+    """Make one attempt in a child, every call of which passes ``meet``; return its exit code."""
+
+    def act() -> int:
+        with fault_points(run.path, meet):
+            return run_worker([str(run.path)], Notices())
+
+    return in_a_child(act, run.path.parent / f"{run.name}.log")
+
+
+def log_of(run: RunFolder) -> str:
+    return (run.path.parent / f"{run.name}.log").read_text()
+
+
+def a_run(path: Path) -> RunFolder:
+    return make_run(path, PLAIN, f"num_steps={NUM_STEPS}", "checkpoint.every_steps=2", "checkpoint.every_s=0")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.set_num_threads(1)
+    torch.optim.Adam([torch.zeros(1)])  # what that imports for a second is imported once, not in each child
+    run = a_run(tmp_path_factory.mktemp("straight") / "run")
+    assert attempt(run) == 0, log_of(run)
+    return final_digest(run)
+
+
+@pytest.fixture(scope="module")
+def wounded(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run killed in step 6 whose newest checkpoint, that of step 4, is damaged, among what two kills left behind."""
+    run = a_run(tmp_path_factory.mktemp("wounded") / "run")
+
+    def kill_in_step_6(call: Call) -> Any:
+        if call.path == run.metrics_path and call.kind == "write" and b'"step": 6' in bytes(call.data or b""):
+            tear(call)
+        return call.go()
+
+    assert attempt(run, kill_in_step_6) == KILLED, log_of(run)
+    assert run.saved_step() == 4
+    flip(run.checkpoints_dir / "step-000000004" / "net.safetensors")
+    for begin in (".writing-", ".deleting-"):
+        scrap = run.checkpoints_dir / f"{begin}step-000000003-0badcafe"
+        scrap.mkdir()
+        (scrap / "net.safetensors").write_bytes(b"half")
+    return run
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def calls_of(wounded: RunFolder, folder: Path) -> list[str]:
+    """Return the kinds of the calls of the attempt that nothing disturbs."""
+    run = copy_of(wounded, folder / "undisturbed")
+    kinds = folder / "kinds"
+
+    def note(call: Call) -> Any:
+        with kinds.open("a") as file:
+            file.write(call.kind + "\n")
+        return call.go()
+
+    assert attempt(run, note) == 0, log_of(run)
+    return kinds.read_text().split()
+
+
+def copy_of(run: RunFolder, path: Path) -> RunFolder:
+    shutil.copytree(run.path, path)
+    return RunFolder(path)
+
+
+def check_that_nothing_half_is_published(run: RunFolder, *, is_set_aside: bool) -> None:
+    for info in list_checkpoints(run, verify=True):
+        assert info.state == "ok" or (info.step == 4 and not is_set_aside), info.problem
+    assert run.saved_step() >= 2
+
+
+def check_the_end(run: RunFolder, uninterrupted: str, *, cleaned: bool = True, rows: bool = True) -> None:
+    """Come back; everything is as if nothing had ever happened."""
+    assert attempt(run) == 0, log_of(run)
+    assert final_digest(run) == uninterrupted
+    if rows:
+        assert [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, NUM_STEPS + 1))
+    if cleaned:
+        begins = (".writing-", ".deleting-")
+        assert [path.name for path in run.checkpoints_dir.iterdir() if path.name.startswith(begins)] == []
+    assert all(info.state == "ok" for info in list_checkpoints(run, verify=True))
+
+
+def sweep(
+    wounded: RunFolder, uninterrupted: str, folder: Path, kinds: frozenset[str], act: Meet, **checks: bool
+) -> int:
+    """Break an attempt by ``act`` at each of its calls of ``kinds``, then come back; return how many there were."""
+    count = 0
+    for number, kind in enumerate(calls_of(wounded, folder), 1):
+        if kind not in kinds:
+            continue
+
+        def meet(call: Call, number: int = number) -> Any:
+            return act(call) if call.number == number else call.go()
+
+        run = copy_of(wounded, folder / f"{number:03d}-{kind}")
+        assert attempt(run, meet) == KILLED, log_of(run)
+        was_set_aside = any(run.checkpoints_dir.glob(".damaged-*"))
+        check_that_nothing_half_is_published(run, is_set_aside=was_set_aside)
+        check_the_end(run, uninterrupted, cleaned=not run.is_done(), **checks)
+        shutil.rmtree(run.path)
+        count += 1
+    return count
+
+
+def break_by_kind(call: Call) -> None:
+    """Tear what is written, cut the power where names or bytes become durable, kill before anything else."""
+    {"write": tear, "fsync": lose_power, "rename": lose_power}.get(call.kind, die)(call)
+
+
+def test_broken_at_any_call_it_comes_to_the_same_end(
+    wounded: RunFolder, uninterrupted: str, tmp_path: Path
+) -> None:
+    assert sweep(wounded, uninterrupted, tmp_path, CHANGES, break_by_kind, rows=False) > 100
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("act", [die, tear, lose_power])
+def test_killed_torn_or_without_power_at_any_call_it_comes_to_the_same_end(
+    wounded: RunFolder, uninterrupted: str, tmp_path: Path, act: Meet
+) -> None:
+    assert sweep(wounded, uninterrupted, tmp_path, CHANGES, act, rows=act is not lose_power) > 100
