@@ -259,7 +259,7 @@ def _run(command: Sequence[str], timeout_s: float) -> _Answer:
 
 
 def _is_unknown_job(said: str) -> bool:
-    return "Invalid job id" in said
+    return re.search(r"Invalid job id|Job \S+ not found", said) is not None
 
 
 def _is_unknown_field(said: str) -> bool:

@@ -112,8 +112,9 @@ def test_the_element_that_is_asked_for_is_found_among_those_of_its_array(program
     assert slurm_query.job_record(job)["JobState"] == state
 
 
-def test_a_job_that_the_controller_forgot_has_no_record_and_is_asked_for_once(programs):
-    programs.complains("scontrol", "slurm_load_jobs error: Invalid job id specified")
+@pytest.mark.parametrize("said", ["slurm_load_jobs error: Invalid job id specified", "Job 999_7 not found"])
+def test_a_job_that_the_controller_forgot_has_no_record_and_is_asked_for_once(programs, said):
+    programs.complains("scontrol", said)
     assert slurm_query.job_record("999") == {}
     assert slurm_query.nodes_of("999") == ()
     assert len(programs.calls("scontrol")) == 2
