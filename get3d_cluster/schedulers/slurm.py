@@ -7,6 +7,7 @@ SLURM in ``slurm_query``; which files there are in ``slurm_files``.
 """
 
 import contextlib
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -32,6 +33,8 @@ GATE_S = 15.0
 """A run whose predecessors are not done, and have no job to wait for, looks again after so long."""
 SUBMIT_S = 60.0
 TASK_SCRIPT = "get3d_cluster/schedulers/slurm_task.sh"
+STEP = 0
+"""Number of the step in which a batch script starts the workers."""
 SIGNAL = "USR1"
 """What a person's stop sends to the workers; why is said in a file before."""
 UNUSED_SIGNAL = "URG"
@@ -60,7 +63,9 @@ class SlurmScheduler:
         lines = [text.rstrip(), ""]
         if len(submissions) > 1:
             counts = ", ".join(str(each.num_elements) for each in submissions)
-            lines.append(f"# {len(submissions)} arrays of {counts} elements: MaxArraySize={promise.max_array_size}")
+            lines.append(
+                f"# {len(submissions)} arrays of {counts} elements: MaxArraySize={promise.max_array_size}"
+            )
         warnings = slurm_plan.warnings_of(promise, resources, longest_save_s(run))
         return "\n".join([*lines, *(f"# warning: {warning}" for warning in warnings)]).rstrip()
 
@@ -69,6 +74,7 @@ class SlurmScheduler:
     ) -> str:
         live = jobs_now(run)
         run.release()
+        _keep_predecessors(run, after)
         if live:
             return live[0].array_job or live[0].job
         promise = self._promise(resources)
@@ -112,8 +118,11 @@ class SlurmScheduler:
         running = [row for row in rows if not is_pending(row)]
         if pending and cause is not Cause.PREEMPTED:
             _call("scancel", "--state=PENDING", *_ids(pending))
-        if running:
-            _call("scancel", f"--signal={'KILL' if now else SIGNAL}", *_ids(running))
+        if running and now:
+            # The step alone: killed as a whole, the job could not say how it ended.
+            _call("scancel", "--signal=KILL", *(f"{name}.{STEP}" for name in _ids(running)))
+        elif running:
+            _call("scancel", f"--signal={SIGNAL}", *_ids(running))
 
     def requeue(self, run: RunFolder, resources: Resources, delay_s: float = 0) -> None:
         here = env.slurm_job()
@@ -196,7 +205,7 @@ class SlurmScheduler:
         code = str(code_folder(run))
         python = spec.python if spec and spec.python else sys.executable
         command = slurm_plan.worker_command(resources, python, f"{code}/{TASK_SCRIPT}", [str(run.path), code])
-        gate = gate_of(run, after, follows=follows and element is None)
+        gate = gate_of(after, follows=follows and element is None)
         delay_s = max(delay_s, gate.delay_s)
         whole = not resources.array
         parts = (
@@ -211,7 +220,7 @@ class SlurmScheduler:
                 name=run.key if whole else f"{run.key}-{part.offset}",
                 comment=slurm_files.comment_of(run),
                 setup=list(setup_lines(run, resources, code, python, part, whole=whole)),
-                teardown=teardown_lines(run, python),
+                teardown=teardown_lines(python),
                 begin_s=delay_s,
                 dependency=gate.dependency,
                 exclude=self._excluded(run),
@@ -226,15 +235,24 @@ class SlurmScheduler:
         """Let SLURM say whether it could ever start this. Raises: UsageError with its words, SchedulerError."""
         try:
             done = subprocess.run(
-                ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=SUBMIT_S, check=False
+                ["sbatch", "--test-only"],
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=SUBMIT_S,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SchedulerError(f"sbatch does not answer: {error}", "python launch.py doctor") from error
         if done.returncode == 0:
             return
-        said = " ".join(done.stderr.split()).replace("allocation failure: ", "").replace("sbatch: error: ", "")
+        said = (
+            " ".join(done.stderr.split()).replace("allocation failure: ", "").replace("sbatch: error: ", "")
+        )
         if is_unreachable(said):
-            raise SchedulerError(f"sbatch cannot reach SLURM: {said}", "try again later; python launch.py doctor")
+            raise SchedulerError(
+                f"sbatch cannot reach SLURM: {said}", "try again later; python launch.py doctor"
+            )
         shape = (
             f"nodes={resources.nodes} x workers_per_node={resources.workers_per_node} "
             f"x cpus_per_worker={resources.cpus_per_worker}, gpus_per_worker={resources.gpus_per_worker}"
@@ -257,7 +275,8 @@ class SlurmScheduler:
                     jobs = [executor.submit(start)]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             said = " ".join(str(error).split())[-300:]
-            raise SchedulerError(f"sbatch refused {run.name}: {said}", "python launch.py plan shows what was asked") from error
+            way_out = "python launch.py plan shows what was asked"
+            raise SchedulerError(f"sbatch refused {run.name}: {said}", way_out) from error
         slurm_query.forget()
         job = str(jobs[0].job_id).partition("_")[0]
         slurm_files.note_job(run, job, why)
@@ -272,8 +291,8 @@ class Gate:
     delay_s: float = 0.0
 
 
-def gate_of(run: RunFolder, after: Sequence[RunFolder], *, follows: bool) -> Gate:
-    """Return what keeps a job back: its predecessor of the same run, the jobs of the runs it comes after.
+def gate_of(after: Sequence[RunFolder], *, follows: bool) -> Gate:
+    """Return what keeps a job back: the one before it of the same run, the jobs of the runs it comes after.
 
     ``afterok`` would never be satisfied once a parent was requeued after a failure: the start of the batch script asks
     whether the parents are DONE. One that has no job to wait for is asked again after a while.
@@ -329,7 +348,10 @@ def successor_of(run: RunFolder, here: env.SlurmJob) -> str:
 
 def is_coming_back(record: dict[str, str], restarts: int) -> bool:
     """Say whether SLURM has put the job back into the queue already."""
-    return int(record.get("Restarts", "0") or 0) > restarts or record.get("JobState") in ("PENDING", "REQUEUED")
+    return int(record.get("Restarts", "0") or 0) > restarts or record.get("JobState") in (
+        "PENDING",
+        "REQUEUED",
+    )
 
 
 def asked_reason(place: slurm_files.Place) -> StopReason:
@@ -338,9 +360,13 @@ def asked_reason(place: slurm_files.Place) -> StopReason:
         record = slurm_query.job_record(place.job)
     except SchedulerError:
         return StopReason(cause=Cause.PREEMPTED)
-    return slurm_plan.cause_of(
+    reason = slurm_plan.cause_of(
         record, place.restarts, kill_wait_s=place.kill_wait_s, now=time.time(), warning_s=place.warning_s
     )
+    if reason.cause is Cause.PREEMPTED and reason.grace_s is None and record.get("JobState") == "RUNNING":
+        # In the first tenth of a second SLURM has not written yet when it will kill.
+        return dataclasses.replace(reason, grace_s=place.grace_s + place.kill_wait_s)
+    return reason
 
 
 def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[Cause, str, tuple[str, ...]]:
@@ -351,7 +377,8 @@ def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[C
     notice = notes.read_notice(run, attempt)
     past = slurm_query.past(place.name)
     mine = past[place.restarts] if len(past) > place.restarts else None
-    state = mine.state if mine and mine.state != "RUNNING" else last_cancellation(_tail(slurm_files.output_of(run, attempt)))
+    state = mine.state if mine and mine.state != "RUNNING" else ""
+    state = state or last_cancellation(_tail(slurm_files.output_of(run, attempt)))
     cause, words = slurm_plan.ending_of(state, mine.exit_code if mine else "")
     failed = mine.failed_nodes if mine else ()
     if cause is Cause.NODE_FAILURE and not failed:
@@ -373,7 +400,7 @@ def down_nodes(names: Sequence[str]) -> tuple[str, ...]:
 def last_cancellation(output: str) -> str:
     """Return the state that slurmstepd's last words in a batch output amount to, or an empty text.
 
-    >>> last_cancellation("slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-23T03:00:00 DUE TO PREEMPTION ***")
+    >>> last_cancellation("error: *** JOB 7 ON node1 CANCELLED AT 2026-11-23T03:00:00 DUE TO PREEMPTION ***")
     'PREEMPTED'
     """
     said = re.findall(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? ?\*\*\*", output)
@@ -388,7 +415,11 @@ def last_cancellation(output: str) -> str:
 
 def longest_save_s(run: RunFolder) -> float | None:
     """Return how long the longest save of the run took so far."""
-    seconds = [row["seconds"] for row in read_rows(run.events_path) if row.get("event") == "save" and "seconds" in row]
+    seconds = [
+        row["seconds"]
+        for row in read_rows(run.events_path)
+        if row.get("event") == "save" and "seconds" in row
+    ]
     return max(seconds, default=None)
 
 
@@ -408,11 +439,11 @@ def setup_lines(
         yield f"export GET3D_ELEMENT=$(({part.offset} + ${{SLURM_ARRAY_TASK_ID:-0}})) GET3D_ELEMENTS={resources.array}"
     yield from resources.setup
     yield f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"
-    yield f"started=$({shlex.quote(python)} -P -m get3d_cluster.schedulers.slurm_start \"$GET3D_RUN\") || exit $?"
+    yield f'started=$({shlex.quote(python)} -P -m get3d_cluster.schedulers.slurm_start "$GET3D_RUN") || exit $?'
     yield 'eval "$started"'
 
 
-def teardown_lines(run: RunFolder, python: str) -> list[str]:
+def teardown_lines(python: str) -> list[str]:
     """Return the lines of the batch script after the workers have left."""
     return [
         "code=$?",
@@ -431,7 +462,17 @@ def batch_text(run: RunFolder, submission: Submission) -> str:
 
 def is_unreachable(said: str) -> bool:
     """Say whether words of sbatch are about the way to the controller, not about the request."""
-    return any(word in said for word in ("Unable to contact", "slurm_load", "Socket timed out", "configuration source"))
+    return any(
+        word in said
+        for word in ("Unable to contact", "slurm_load", "Socket timed out", "configuration source")
+    )
+
+
+def _keep_predecessors(run: RunFolder, after: Sequence[RunFolder]) -> None:
+    """Write down what the run comes after: its job asks again each time it starts."""
+    spec, paths = run.spec(), tuple(str(other.path) for other in after)
+    if spec.after != paths:
+        run.write_spec(dataclasses.replace(spec, after=paths))
 
 
 def _executor(run: RunFolder, submission: Submission) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from get3d_cluster.config import read_section
 from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
-from get3d_cluster.errors import ExitCode, Get3dError, UsageError
+from get3d_cluster.errors import Get3dError, UsageError
 from get3d_cluster.runtime import env, failures, lease
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files

@@ -18,7 +18,6 @@ from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers.ending import Exit
 from get3d_cluster.schedulers.notes import read_or_nothing
 
-
 SUBMITTED = "submitted"
 SUCCESSOR = "successor"
 """Why a job was submitted: by a person, or by the job before it."""
@@ -37,6 +36,8 @@ class Place:
     started: float = 0.0
     """Seconds since 1970 on the first node's clock; for display only."""
     start_step: int = 0
+    grace_s: float = 0.0
+    """GraceTime that the cluster promises a preempted job."""
     kill_wait_s: float = 30.0
     """KillWait of the cluster when the attempt began."""
     warning_s: float = 30.0

@@ -22,9 +22,7 @@ from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
 from get3d_cluster.schedulers.slurm import SlurmScheduler, predecessors, successor_of
 from get3d_cluster.schedulers.slurm_files import Place
-
-KILL_WAIT_S = 30.0
-"""SLURM's default KillWait, taken if it does not say."""
+from get3d_cluster.schedulers.slurm_plan import Promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,9 @@ def start(path: Path) -> str:
     run = RunFolder.open(path)
     here = env.slurm_job()
     if here is None:
-        raise SchedulerError("SLURM_JOB_ID is not set", "this program is part of a batch script: launch.py submit")
+        raise SchedulerError(
+            "SLURM_JOB_ID is not set", "this program is part of a batch script: launch.py submit"
+        )
     element = env.read_worker_env().element
     resources = read_section(Resources, run.config_path, "resources")
     settle(run, element)
@@ -55,6 +55,7 @@ def start(path: Path) -> str:
         return ended(verdict.why, verdict.code)
     attempt = run.new_attempt()
     hosts = slurm_plan.expand_nodes(here.nodes)
+    promise = _promise(resources)
     place = Place(
         job=here.id,
         restarts=here.restarts,
@@ -64,7 +65,8 @@ def start(path: Path) -> str:
         element=element,
         started=round(time.time(), 3),
         start_step=run.saved_step(),
-        kill_wait_s=_kill_wait_s(resources),
+        grace_s=promise.grace_s,
+        kill_wait_s=promise.kill_wait_s,
         warning_s=float(slurm_plan.signal_s(resources.grace_s)),
     )
     slurm_files.write_place(run, attempt, place)
@@ -78,6 +80,13 @@ def start(path: Path) -> str:
 
 def judge(run: RunFolder, here: env.SlurmJob, element: int | None) -> Verdict:
     """Decide whether the job in which this process runs starts an attempt."""
+    return (
+        _unwanted(run, here, element) or _held(run, element) or _misplaced(run, here) or Verdict(starts=True)
+    )
+
+
+def _unwanted(run: RunFolder, here: env.SlurmJob, element: int | None) -> Verdict | None:
+    """Return why nobody needs this job now."""
     if run.is_done():
         return Verdict(starts=False, why=f"{run.name} is done already")
     if stopped := notes.stopped_cause(run):
@@ -86,18 +95,30 @@ def judge(run: RunFolder, here: env.SlurmJob, element: int | None) -> Verdict:
     if newer := successor_of(run, here) if element is None else "":
         return Verdict(starts=False, why=f"job {newer} has taken over {run.name}", code=ExitCode.FENCED)
     if waits := [other.name for other in predecessors(run) if not other.is_done()]:
-        return Verdict(starts=False, why=f"{run.name} comes after {', '.join(waits)}, not done yet", succeeds=True)
+        return Verdict(
+            starts=False, why=f"{run.name} comes after {', '.join(waits)}, not done yet", succeeds=True
+        )
+    return None
+
+
+def _held(run: RunFolder, element: int | None) -> Verdict | None:
+    """Return why the run has to wait for a person, though SLURM brought it back by itself."""
     outcomes = run.outcomes(element)
-    if (last := outcomes[-1] if outcomes else None) is not None and not _is_resumed(run, last):
-        decision = after_attempt(outcomes, _retry(run))
-        if decision.action is Action.HOLD:
-            notes.hold(run, decision.why)
-            return Verdict(starts=False, why=f"{run.name} is held: {decision.why}", code=ExitCode.HELD)
+    if not outcomes or _is_resumed(run, outcomes[-1]):
+        return None
+    decision = after_attempt(outcomes, _retry(run))
+    if decision.action is not Action.HOLD:
+        return None
+    notes.hold(run, decision.why)
+    return Verdict(starts=False, why=f"{run.name} is held: {decision.why}", code=ExitCode.HELD)
+
+
+def _misplaced(run: RunFolder, here: env.SlurmJob) -> Verdict | None:
+    """Return why the run has to go to other nodes."""
     bad = set(slurm_plan.bad_nodes(run.outcomes())) & set(slurm_plan.expand_nodes(here.nodes))
-    if bad:
-        why = f"{', '.join(sorted(bad))} failed {run.name} twice"
-        return Verdict(starts=False, why=why, succeeds=True)
-    return Verdict(starts=True)
+    if not bad:
+        return None
+    return Verdict(starts=False, why=f"{', '.join(sorted(bad))} failed {run.name} twice", succeeds=True)
 
 
 def settle(run: RunFolder, element: int | None) -> None:
@@ -135,11 +156,12 @@ def _retry(run: RunFolder) -> RetryConfig:
         return RetryConfig()
 
 
-def _kill_wait_s(resources: Resources) -> float:
+def _promise(resources: Resources) -> Promise:
+    """Return what the cluster promises, or SLURM's defaults if it does not answer."""
     try:
-        return slurm_query.cluster_facts(resources.partition, resources.qos).kill_wait_s
+        return slurm_query.cluster_facts(resources.partition, resources.qos)
     except SchedulerError:
-        return KILL_WAIT_S
+        return Promise()
 
 
 def main(arguments: Sequence[str]) -> int:
