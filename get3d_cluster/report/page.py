@@ -14,6 +14,8 @@ import jinja2
 from get3d_cluster.errors import UsageError
 from get3d_cluster.report import curves, timeline
 from get3d_cluster.report.reading import Ending, Event, RunFacts, number, read_run, whole
+from get3d_cluster.runtime.goodput import Goodput, goodput_of
+from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage.local import write_atomic
 
 REPORT = "report.html"
@@ -46,6 +48,17 @@ class AttemptRow:
     """Time from the notice to having left."""
     message: str
     log: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """One part of where the time went."""
+
+    name: str
+    tone: str
+    seconds: float
+    percent: float
+    """Of all parts together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +98,8 @@ def write_report(run_path: Path) -> Path:
 
 
 def page(facts: RunFacts, run_path: Path) -> str:
-    """Return the report as HTML; ``run_path`` is asked for file sizes only."""
+    """Return the report as HTML; ``run_path`` is asked for file sizes and for where the time went."""
+    goodput = goodput_of(RunFolder(run_path))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -102,6 +116,9 @@ def page(facts: RunFacts, run_path: Path) -> str:
         details=details(facts),
         rows=attempt_rows(facts),
         timeline=timeline.timeline(facts),
+        share=goodput.share,
+        spent=[("all", time_spent(goodput.total))]
+        + [(f"attempt {number}", time_spent(item)) for number, item in goodput.attempts.items()],
         charts=curves.charts(facts.measurements, resumed) if facts.measurements else [],
         paper=curves,
         samples=sample_series(facts.samples),
@@ -189,6 +206,26 @@ def images_per_second(facts: RunFacts) -> float:
 def attempt_rows(facts: RunFacts) -> list[AttemptRow]:
     """Return the table of attempts, oldest first."""
     return [_attempt_row(attempt, facts) for attempt in facts.attempts]
+
+
+def time_spent(goodput: Goodput) -> list[Spent]:
+    """Return where time went, part by part; parts that took none are left out."""
+    parts = (
+        ("productive", "good", goodput.productive_s),
+        ("waiting for data", "c4", goodput.waiting_s),
+        ("done again", "bad", goodput.redone_s),
+        ("saving", "c0", goodput.saving_s),
+        ("starting", "c3", goodput.starting_s),
+        ("leaving or cut short", "plain", goodput.other_s),
+        ("queued", "stop", goodput.queued_s),
+        ("stopped by a person", "line", goodput.stopped_s),
+    )
+    total_s = sum(seconds for _, _, seconds in parts)
+    return [
+        Spent(name=name, tone=tone, seconds=seconds, percent=100.0 * seconds / total_s)
+        for name, tone, seconds in parts
+        if seconds > 0.0
+    ]
 
 
 def sample_series(samples: Sequence[Path]) -> list[SampleSeries]:

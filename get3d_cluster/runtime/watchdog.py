@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from get3d_cluster.dist.group import Group
 from get3d_cluster.errors import ExitCode, Get3dError
@@ -33,9 +33,6 @@ from get3d_cluster.runtime.events import EventLog
 from get3d_cluster.runtime.failures import Failure
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.storage.local import create
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Phase = Literal["starting", "step", "saving", "leaving"]
 Part = Literal["step", "save", "data"]
@@ -108,7 +105,7 @@ class CountedGroup:
         self._group = group
         self._pulse = pulse
 
-    def all_gather(self, tensor: "Tensor") -> "list[Tensor]":
+    def all_gather(self, tensor: Any) -> list[Any]:
         with self._pulse.exchanging():
             return self._group.all_gather(tensor)
 
@@ -343,9 +340,7 @@ class Watchdog:
     def _way_out(self, found: Verdict) -> str:
         rank = found.ranks[0] if found.ranks else self._rank
         stacks = stacks_path(self._folder, rank)
-        return (
-            f"what it was doing: {stacks}; if that may take longer, set retry.hang_s={4 * self._limit_s:g}"
-        )
+        return f"what it was doing: {stacks}; if that may take longer, set retry.hang_s={4 * self._limit_s:g}"
 
 
 def _write_stacks(path: Path) -> None:

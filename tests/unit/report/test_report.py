@@ -15,12 +15,16 @@ from get3d_cluster.report.page import (
     attempt_rows,
     digest,
     images_per_second,
+    page,
     state,
     steps_lost,
     tiles,
+    time_spent,
     write_report,
 )
 from get3d_cluster.report.reading import read_run
+from get3d_cluster.runtime.goodput import Goodput, goodput_of
+from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers.ending import Ending, Exit, missing_outcome
 
 DIGEST = "9f3b2c7d1e5a4860"
@@ -336,3 +340,15 @@ def test_no_content_of_the_files_breaks_the_report(
     (run / "attempts" / "0001").mkdir(parents=True)
     (run / "attempts" / "0001" / "outcome.json").write_text(json.dumps(spec))
     assert write_report(run).read_text().rstrip().endswith("</html>")
+
+
+def test_the_page_shows_where_the_time_went(run: Path) -> None:
+    found = goodput_of(RunFolder(run)).total
+    spent = time_spent(found)
+    assert sum(part.percent for part in spent) == pytest.approx(100.0)
+    assert {part.name for part in spent} >= {"productive", "queued", "done again", "saving"}
+    assert sum(part.seconds for part in spent) == pytest.approx(found.wall_s)
+    text = page(read_run(run), run)
+    assert "Where the time went" in text
+    assert f"<b>{100 * found.share:.1f} %</b> productive" in text
+    assert time_spent(Goodput()) == []

@@ -96,13 +96,13 @@ def test_a_notice_is_written_once_before_the_save_with_its_reason(session: Sessi
 def test_items_tell_of_a_notice_before_they_put_down_what_they_hold(session: Session) -> None:
     assert run_items(Count(session), session, lambda: PREEMPTED).end is End.SUSPENDED
     rows = events_of(session)
-    assert [row["event"] for row in rows] == ["notice", "closed"]
-    assert (rows[0]["cause"], rows[0]["signal"], rows[0]["step"]) == ("preempted", "SIGUSR1", 4)
+    assert [row["event"] for row in rows] == ["start", "notice", "closed"]
+    assert (rows[1]["cause"], rows[1]["signal"], rows[1]["step"]) == ("preempted", "SIGUSR1", 4)
 
 
 def test_work_that_comes_to_its_end_tells_of_no_notice(session: Session) -> None:
     assert run_items(Count(session, told_at=10), session, lambda: PREEMPTED).end is End.FINISHED
-    assert [row["event"] for row in events_of(session)] == ["closed"]
+    assert [row["event"] for row in events_of(session)] == ["start", "closed"]
 
 
 def test_a_fenced_attempt_leaves_at_the_next_step_and_writes_nothing_more(session: Session) -> None:
@@ -142,3 +142,50 @@ def test_a_checkpoint_names_the_configuration_and_the_commit_it_came_from(sessio
     meta = checkpoints_of(session).load().meta
     assert meta["commit"] == "abc"
     assert len(meta["config_sha256"]) == 64
+
+
+def test_the_pulse_tells_the_phase_at_each_border_and_where_the_time_went(session: Session) -> None:
+    seen = []
+
+    class Seen(Count):
+        def note(self, where: str) -> None:
+            seen.append((where, session.pulse.phase, session.pulse.step))
+
+        def step(self) -> None:
+            self.note("step")
+            with session.pulse.counting("data"):
+                pass
+            super().step()
+
+        def state(self) -> dict[str, int]:
+            self.note("state")
+            return super().state()
+
+    run_steps(
+        Seen(session), session, checkpoints_of(session), CheckpointConfig(every_steps=2), lambda: IN_TIME
+    )
+    assert seen[:4] == [
+        ("step", "starting", 0),
+        ("step", "step", 1),
+        ("state", "saving", 2),
+        ("step", "step", 2),
+    ]
+    assert (session.pulse.phase, session.pulse.step) == ("leaving", 4)
+    assert session.pulse.seconds["step"] > session.pulse.seconds["data"] > 0.0
+    first, last = [row for row in events_of(session) if row["event"] == "save"]
+    assert first["save_s"] == 0.0
+    assert last["save_s"] >= first["seconds"] > 0.0
+    assert last["step_s"] >= first["step_s"]
+
+
+def test_work_that_fails_leaves_the_phase_of_leaving(session: Session) -> None:
+    class Fails(Count):
+        def step(self) -> None:
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        run_steps(Fails(session), session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME)
+    assert session.pulse.phase == "leaving"
+    with pytest.raises(ValueError, match="x"):
+        run_items(Fails(session), session)
+    assert session.pulse.phase == "leaving"
