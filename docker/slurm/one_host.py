@@ -261,7 +261,7 @@ def is_free(port: int) -> bool:
 
 def configure(home: Home, settings: Settings, ports: list[int]) -> None:
     """Write all that the daemons read; keep what is there of key and state."""
-    for name in ("log", "run", "state", "spool", "munge"):
+    for name in ("log", "run", "state", "spool", "munge", "tmp"):
         (home.path / name).mkdir(exist_ok=True)
     state = {"settings": dataclasses.asdict(settings), "ports": ports}
     write(home.path / "settings.json", json.dumps(state, indent=1))
@@ -298,7 +298,8 @@ def commands(home: Home, settings: Settings) -> dict[str, list[str]]:
 
 def database_options(home: Home) -> list[str]:
     """Return what both mariadbd and its installer are told."""
-    return ["--no-defaults", f"--user={me()}", f"--datadir={home.path}/database",
+    # mariadbd removes temporary tables that it finds at its start, so that two must not share /tmp.
+    return ["--no-defaults", f"--user={me()}", f"--datadir={home.path}/database", f"--tmpdir={home.path}/tmp",
             "--innodb-use-native-aio=0", "--innodb-log-file-size=8M", "--performance-schema=0",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"]  # fmt: skip
 
@@ -363,16 +364,19 @@ def nodes_healthy(home: Home, count: int) -> bool:
 
 
 def make_database(home: Home) -> None:
-    """Make MariaDB's data folder unless it is there."""
-    if (home.path / "database" / "mysql").exists():
+    """Make MariaDB's data folder unless it is there; half a folder is made anew."""
+    done = home.path / "database.made"
+    if done.exists():
         return
+    shutil.rmtree(home.path / "database", ignore_errors=True)
     made = call(
-        home, "mariadb-install-db", *database_options(home), "--skip-test-db", "--skip-name-resolve",
+        home, "mariadb-install-db", *database_options(home), "--skip-test-db", "--force", "--skip-name-resolve",
         "--auth-root-authentication-method=normal",
     )  # fmt: skip
     if made.returncode:
-        shutil.rmtree(home.path / "database", ignore_errors=True)
-        raise ClusterError(f"MariaDB could not make its data folder:\n{made.stdout[-1500:]}{made.stderr}")
+        said = [line for line in (made.stdout + made.stderr).splitlines() if "ERROR" in line]
+        raise ClusterError("\n".join(["MariaDB could not make its data folder:", *said[-10:]]))
+    done.touch()
 
 
 def make_accounts(home: Home, settings: Settings) -> None:
