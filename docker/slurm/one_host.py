@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd")
 HEALTHY = ("idle", "mixed", "allocated", "completing")
@@ -94,7 +95,7 @@ def me() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return what a file holds, nothing when it is missing or torn."""
     try:
         return dict(json.loads(path.read_text()))
@@ -121,7 +122,7 @@ def process_start(pid: int) -> int | None:
 
 def recorded(home: Home) -> dict[str, list[int]]:
     """Return name: [pid, start time] of every daemon that was started here."""
-    return read_json(home.path / "pids.json")  # type: ignore[return-value]
+    return read_json(home.path / "pids.json")
 
 
 def alive(home: Home) -> dict[str, int]:
@@ -261,7 +262,7 @@ def is_free(port: int) -> bool:
 
 def configure(home: Home, settings: Settings, ports: list[int]) -> None:
     """Write all that the daemons read; keep what is there of key and state."""
-    for name in ("log", "run", "state", "spool", "munge", "tmp"):
+    for name in ("log", "run", "state", "spool", "munge", "scratch"):
         (home.path / name).mkdir(exist_ok=True)
     state = {"settings": dataclasses.asdict(settings), "ports": ports}
     write(home.path / "settings.json", json.dumps(state, indent=1))
@@ -299,7 +300,7 @@ def commands(home: Home, settings: Settings) -> dict[str, list[str]]:
 def database_options(home: Home) -> list[str]:
     """Return what both mariadbd and its installer are told."""
     # mariadbd removes temporary tables that it finds at its start, so that two must not share /tmp.
-    return ["--no-defaults", f"--user={me()}", f"--datadir={home.path}/database", f"--tmpdir={home.path}/tmp",
+    return ["--no-defaults", f"--user={me()}", f"--datadir={home.path}/database", f"--tmpdir={home.path}/scratch",
             "--innodb-use-native-aio=0", "--innodb-log-file-size=8M", "--performance-schema=0",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"]  # fmt: skip
 
@@ -455,7 +456,7 @@ def check_path(home: Home) -> None:
 # ---------------------------------------------------------------------------- down
 
 
-def down(home: Home, hard: bool = False) -> int:
+def down(home: Home, *, hard: bool = False) -> int:
     """Stop what was started here, and what its jobs left; return how many processes that were.
 
     With `hard` nothing has to be kept for another start.
@@ -536,7 +537,7 @@ def command_up(home: Home, args: argparse.Namespace) -> None:
     with locked(home):
         kept = read_json(home.path / "settings.json").get("settings", {})
         if is_up(home):
-            others = {k: v for k, v in given.items() if kept.get(k) != v}  # type: ignore[attr-defined]
+            others = {k: v for k, v in given.items() if kept.get(k) != v}
             if others:
                 raise ClusterError(
                     f"already up in {home.path} with other settings than {others}: stop it first"
@@ -578,8 +579,8 @@ def command_set(home: Home, args: argparse.Namespace) -> None:
         state = read_json(home.path / "settings.json")
         if not is_up(home):
             raise ClusterError(f"nothing is up in {home.path}: start it first")
-        settings = Settings(**(state["settings"] | given_settings(args)))  # type: ignore[operator]
-        configure(home, settings, list(state["ports"]))  # type: ignore[call-overload]
+        settings = Settings(**(state["settings"] | given_settings(args)))
+        configure(home, settings, list(state["ports"]))
         if settings.preempt == "qos":
             set_qos(home, settings)
         done = call(home, "scontrol", "reconfigure")
@@ -591,7 +592,7 @@ def command_start(home: Home, args: argparse.Namespace) -> None:
     """Start one daemon that has died or was killed."""
     with locked(home):
         state = read_json(home.path / "settings.json")
-        daemons = commands(home, Settings(**state["settings"]))  # type: ignore[arg-type]
+        daemons = commands(home, Settings(**state["settings"]))
         if args.daemon not in daemons:
             raise ClusterError(f"{args.daemon}: not one of {', '.join(daemons)}")
         if args.daemon not in alive(home):
@@ -620,7 +621,7 @@ def command_watch(home: Home, args: argparse.Namespace) -> None:
     command_down(home, args)
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, object]:
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that were typed."""
     names = [field.name for field in dataclasses.fields(Settings)]
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
