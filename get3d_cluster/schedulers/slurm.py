@@ -32,6 +32,8 @@ from get3d_cluster.schedulers.slurm_plan import PENDING_STATES, Chunk, Promise, 
 GATE_S = 15.0
 """A run whose predecessors are not done, and have no job to wait for, looks again after so long."""
 SUBMIT_S = 60.0
+ASK_S = 1.0
+"""Longest wait of a worker for SLURM's word about its end, twice at most: the save comes after it."""
 TASK_SCRIPT = "get3d_cluster/schedulers/slurm_task.sh"
 STEP = 0
 """Number of the step in which a batch script starts the workers."""
@@ -354,19 +356,31 @@ def is_coming_back(record: dict[str, str], restarts: int) -> bool:
     )
 
 
-def asked_reason(place: slurm_files.Place) -> StopReason:
-    """Return what SLURM says about why a job has to leave; PREEMPTED when it says nothing."""
+def asked_reason(place: slurm_files.Place, *, timeout_s: float = ASK_S, past_state: str = "") -> StopReason:
+    """Return what SLURM says about why a job has to leave; PREEMPTED when it says nothing.
+
+    Without ``past_state``, from the accounting, a preemption without GraceTime looks like a requeue by hand.
+    """
     try:
-        record = slurm_query.job_record(place.job)
+        record = slurm_query.job_record(place.job, timeout_s=timeout_s)
     except SchedulerError:
         return StopReason(cause=Cause.PREEMPTED)
-    reason = slurm_plan.cause_of(
-        record, place.restarts, kill_wait_s=place.kill_wait_s, now=time.time(), warning_s=place.warning_s
+    return slurm_plan.cause_of(
+        record,
+        place.restarts,
+        kill_wait_s=place.kill_wait_s,
+        now=time.time(),
+        warning_s=place.warning_s,
+        past_state=past_state,
+        promised_s=place.grace_s,
     )
-    if reason.cause is Cause.PREEMPTED and reason.grace_s is None and record.get("JobState") == "RUNNING":
-        # In the first tenth of a second SLURM has not written yet when it will kill.
-        return dataclasses.replace(reason, grace_s=place.grace_s + place.kill_wait_s)
-    return reason
+
+
+def past_state(place: slurm_files.Place) -> str:
+    """Return what the accounting calls the end of an attempt; empty while it runs, or if nobody knows."""
+    past = slurm_query.past(place.name)
+    state = past[place.restarts].state if len(past) > place.restarts else ""
+    return "" if state.startswith(("RUNNING", "PENDING", "COMPLETING")) else state
 
 
 def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[Cause, str, tuple[str, ...]]:
@@ -377,24 +391,14 @@ def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[C
     notice = notes.read_notice(run, attempt)
     past = slurm_query.past(place.name)
     mine = past[place.restarts] if len(past) > place.restarts else None
-    state = mine.state if mine and mine.state != "RUNNING" else ""
-    state = state or last_cancellation(_tail(slurm_files.output_of(run, attempt)))
+    state = past_state(place) or last_cancellation(_tail(slurm_files.output_of(run, attempt)))
     cause, words = slurm_plan.ending_of(state, mine.exit_code if mine else "")
     failed = mine.failed_nodes if mine else ()
     if cause is Cause.NODE_FAILURE and not failed:
-        failed = down_nodes(place.hosts)
+        failed = slurm_query.down_nodes(place.hosts)
     if notice is not None:
         cause = notice.cause
     return cause, f"{words}: only step {run.saved_step()} stands", failed
-
-
-def down_nodes(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the nodes that SLURM counts as down now; () if it does not answer."""
-    with contextlib.suppress(SchedulerError):
-        rows = slurm_query.ask(["sinfo", "-h", "-N", "-o", "%N %t", "-n", ",".join(names)]).splitlines()
-        found = {row.split()[0] for row in rows if row.partition(" ")[2].startswith(("down", "fail"))}
-        return tuple(name for name in names if name in found)
-    return ()
 
 
 def last_cancellation(output: str) -> str:

@@ -27,10 +27,10 @@ from get3d_cluster.schedulers.ending import (
     missing_outcome,
 )
 from get3d_cluster.schedulers.notes import Notice
-from get3d_cluster.schedulers.slurm import SlurmScheduler, asked_reason
+from get3d_cluster.schedulers.slurm import SlurmScheduler, asked_reason, past_state
 from get3d_cluster.schedulers.slurm_files import Place
 
-RULED = (Cause.TIME_LIMIT, Cause.CANCELLED, Cause.NODE_FAILURE, Cause.REQUEUED)
+RULED = (Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.CANCELLED, Cause.NODE_FAILURE, Cause.REQUEUED)
 """What SLURM says of a job that leaves, where a worker that could not ask took it for a preemption."""
 
 
@@ -66,10 +66,9 @@ def settled(run: RunFolder, attempt: int, place: Place, code: int) -> Outcome:
     if written is None:
         return _made(run, attempt, place, exits)
     written = corrected(written, first_failure(exits))
-    if written.cause is Cause.PREEMPTED and notes.read_notice(run, attempt) is None:
-        ruled = asked_reason(place).cause
-        if ruled in RULED:
-            return replace(written, cause=ruled)
+    if written.cause in (Cause.PREEMPTED, Cause.REQUEUED) and notes.read_notice(run, attempt) is None:
+        ruled = asked_reason(place, past_state=past_state(place)).cause
+        return replace(written, cause=ruled) if ruled in RULED else written
     return written
 
 
@@ -84,7 +83,7 @@ def is_superseded(run: RunFolder, attempt: int, place: Place) -> bool:
 def _made(run: RunFolder, attempt: int, place: Place, exits: Sequence[Exit]) -> Outcome:
     notice = notes.read_notice(run, attempt)
     if notice is None and _was_signalled(run, attempt, exits):
-        reason = asked_reason(place)
+        reason = asked_reason(place, past_state=past_state(place))
         notice = Notice(cause=reason.cause, grace_s=reason.grace_s)
     first = first_failure(exits)
     failure = failures.first(run.attempt_dir(attempt))

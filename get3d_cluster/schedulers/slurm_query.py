@@ -143,6 +143,16 @@ def past(job: str, *, timeout_s: float = TIMEOUT_S) -> list[PastRow]:
     return []
 
 
+def down_nodes(names: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
+    """Return those of the nodes that SLURM counts as down now; () if it does not answer."""
+    command = ["sinfo", "-N", "-o", "%N %t", "-n", ",".join(names)]
+    with contextlib.suppress(SchedulerError):
+        rows = [line.split() for line in ask(command, timeout_s=timeout_s).splitlines()[1:]]
+        down = {row[0] for row in rows if len(row) == 2 and row[1].startswith(("down", "fail"))}
+        return tuple(name for name in names if name in down)
+    return ()
+
+
 def ask(command: Sequence[str], *, expects: str = "", timeout_s: float = TIMEOUT_S) -> str:
     """Run a program of SLURM and return what it prints; try once more if it fails, is late or prints nothing.
 

@@ -6,6 +6,7 @@ after are not done, or one of its nodes failed the run twice.
 """
 
 import contextlib
+import dataclasses
 import shlex
 import sys
 import time
@@ -20,7 +21,7 @@ from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
-from get3d_cluster.schedulers.slurm import SlurmScheduler, predecessors, successor_of
+from get3d_cluster.schedulers.slurm import SlurmScheduler, how_ended, predecessors, successor_of
 from get3d_cluster.schedulers.slurm_files import Place
 from get3d_cluster.schedulers.slurm_plan import Promise
 
@@ -122,13 +123,23 @@ def _misplaced(run: RunFolder, here: env.SlurmJob) -> Verdict | None:
 
 
 def settle(run: RunFolder, element: int | None) -> None:
-    """Write the outcomes of earlier attempts that left none: their job is over, or has been started anew."""
+    """Write the outcomes of earlier attempts that left none: their job is over, or has been started anew.
+
+    The accounting also knows by now whether the last one was preempted or requeued by hand.
+    """
     for attempt in run.attempts():
         place = slurm_files.read_place(run, attempt)
-        if place is None or place.element != element or run.outcome(attempt) is not None:
+        if place is None or place.element != element:
             continue
-        outcome = SlurmScheduler().post_mortem(run, attempt)
-        if outcome is not None:
+        written = run.outcome(attempt)
+        if written is None:
+            outcome = SlurmScheduler().post_mortem(run, attempt)
+        elif written.cause is Cause.REQUEUED and attempt == max(run.attempts()):
+            cause, _, failed = how_ended(run, attempt, place)
+            outcome = dataclasses.replace(written, cause=cause, failed_hosts=failed)
+        else:
+            continue
+        if outcome is not None and outcome != written:
             run.write_outcome(outcome)
 
 
