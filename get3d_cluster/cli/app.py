@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from get3d_cluster import config as configs
-from get3d_cluster.cli import attached, chain, doctor, logs, runs, status, stopping, submission
+from get3d_cluster.cli import attached, chain, checks, doctor, logs, runs, status, stopping, submission
 from get3d_cluster.cli.chain import ChainCommand
 from get3d_cluster.cli.facts import Inquiry
-from get3d_cluster.cli.output import console, duration, say, say_json, size, table
+from get3d_cluster.cli.output import UNBROKEN_COLUMNS, console, duration, say, say_json, size, table
 from get3d_cluster.cli.status_table import status_table
 from get3d_cluster.cli.watch import Ending, watch
 from get3d_cluster.core.job import Cause
@@ -251,7 +251,7 @@ def show_status(
     elif watching:
         watch(find)
     else:
-        screen = console()
+        screen = console(UNBROKEN_COLUMNS)
         screen.print(status_table([status.row_of(facts) for facts in Inquiry().look(found)], screen.width))
 
 
@@ -435,17 +435,32 @@ def show_demo(
 
 
 @app.command(name="doctor", rich_help_panel=CHECK)
-def show_doctor(runs_dir: RunsDir = RUNS_DIR, as_json: AsJson = False) -> int:
-    """Check this machine: Python, packages, disk, GPU, SLURM, Blender; say what to do about what is missing.
+def show_doctor(
+    runs_dir: RunsDir = RUNS_DIR,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Start a task on two nodes of SLURM: runs folder, clocks, Python, GPUs there."
+        ),
+    ] = False,
+    partition: Annotated[str, typer.Option(metavar="NAME", help="SLURM partition of those nodes.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Check this machine and its cluster; say what to do about what is missing.
 
-    Example: python launch.py doctor
+    Python, packages, disk, GPU and Blender here. On a login node of SLURM, for
+    each partition: what a preempted job gets, whether that suffices for the
+    longest save of the runs here, and what to ask the administrator for.
+
+    Example: python launch.py doctor --probe
     """
-    found = doctor.checks(runs_dir)
+    found = doctor.checks(runs_dir, is_probed=probe, partition=partition)
     if as_json:
         say_json(found)
     else:
-        rows = [[check.state, check.name, check.found, check.what_to_do] for check in found]
-        console().print(table(["", "WHAT", "FOUND", "WHAT TO DO"], rows, wrap=["FOUND", "WHAT TO DO"]))
+        screen = console()
+        for part in checks.shown(found):
+            screen.print(part)
     return 2 if any(check.state == "fail" for check in found) else 0
 
 

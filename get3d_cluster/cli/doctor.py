@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from get3d_cluster.cli import doctor_slurm
+from get3d_cluster.cli.checks import Check
 from get3d_cluster.cli.output import size
 from get3d_cluster.cli.snapshot import REPOSITORY
 from get3d_cluster.runtime.env import num_slots
@@ -35,19 +36,8 @@ BLENDER_LIBRARIES = {
 """What Blender's Python module loads, and the Debian package that brings it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of ``doctor``."""
-
-    name: str
-    state: str
-    """``ok``, ``warn`` (something optional is missing) or ``fail`` (something needed is)."""
-    found: str
-    what_to_do: str = ""
-
-
-def checks(runs_dir: Path) -> list[Check]:
-    """Look at everything; takes a second at most."""
+def checks(runs_dir: Path, *, is_probed: bool = False, partition: str = "") -> list[Check]:
+    """Look at everything; takes a second or two, with ``is_probed`` a minute at most for two nodes of SLURM."""
     return [
         _python(),
         *(_package(name, "fail", "pip install -r requirements.txt") for name in PACKAGES),
@@ -57,9 +47,9 @@ def checks(runs_dir: Path) -> list[Check]:
         _free_disk(runs_dir),
         Check(name="slots", state="ok", found=f"{num_slots()} cores for the local scheduler (GET3D_SLOTS)"),
         _gpu(),
-        _slurm(),
         _render_environment(REPOSITORY),
         _libraries(_run(["ldconfig", "-p"]) or _run(["/sbin/ldconfig", "-p"])),
+        *doctor_slurm.checks(runs_dir, is_probed=is_probed, partition=partition),
     ]
 
 
@@ -117,17 +107,6 @@ def _gpu() -> Check:
         return Check(name="GPU", state="ok", found="; ".join(names.splitlines()))
     what_to_do = "without one only the tiny configurations finish in minutes"
     return Check(name="GPU", state="warn", found="none that nvidia-smi knows", what_to_do=what_to_do)
-
-
-def _slurm() -> Check:
-    missing = [command for command in ("sbatch", "scontrol") if not shutil.which(command)]
-    if not missing:
-        version = _run(["sbatch", "--version"]).strip()
-        return Check(name="SLURM", state="ok", found=version or "sbatch, scontrol")
-    what_to_do = (
-        "on a cluster: log in to its front end, or load its slurm module; on one machine: --cluster local"
-    )
-    return Check(name="SLURM", state="warn", found=f"no {', '.join(missing)}", what_to_do=what_to_do)
 
 
 def _render_environment(repository: Path) -> Check:

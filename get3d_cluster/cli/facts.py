@@ -53,6 +53,7 @@ class Facts:
     goodput: Goodput = field(default_factory=Goodput)
     """Where the time of all attempts went."""
     retry: RetryConfig = field(default_factory=RetryConfig)
+    """Read only for a run that stands still: nothing else is decided by it, and YAML is slow."""
     held: str = ""
     """Why the scheduler gave the run up until a person resumes it (hold.json)."""
     stopped: str = ""
@@ -90,6 +91,7 @@ class Inquiry:
         standing = self._standing(run, spec)
         attempts, outcomes = run.attempts(), _outcomes(run)
         is_done = run.is_done()  # asked last: a run that ended meanwhile is DONE, not LOST
+        stands_still = not is_done and standing.state != "running"
         return Facts(
             name=run.name,
             path=str(run.path),
@@ -105,7 +107,7 @@ class Inquiry:
             saved_step=saved_step,
             saved_age_s=max(0.0, now - saved_t) if saved_t else None,
             goodput=goodput_of(run).total,
-            retry=_retry(run),
+            retry=_retry(run) if stands_still and attempts else RetryConfig(),
             held=_word(run.hold_path, "why"),
             stopped=_word(run.stopped_path, "cause"),
         )

@@ -12,6 +12,8 @@ from rich.text import Text
 
 PIPE_COLUMNS = 240
 """Width of what is not shown on a terminal: nobody wants rows that are wrapped before grep sees them."""
+UNBROKEN_COLUMNS = 10_000
+"""Width for one line a row, whatever it says."""
 
 
 class PipeClosedError(Exception):
@@ -23,9 +25,9 @@ class _Console(Console):
         raise PipeClosedError
 
 
-def console() -> Console:
+def console(pipe_columns: int = PIPE_COLUMNS) -> Console:
     """Return what prints to stdout as it is now."""
-    return _Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False, soft_wrap=False)
+    return _Console(width=None if sys.stdout.isatty() else pipe_columns, highlight=False, soft_wrap=False)
 
 
 def say(text: str = "") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from get3d_cluster.cli.facts import MOST_POST_MORTEMS
 from get3d_cluster.core.job import JobSpec
 from get3d_cluster.runtime.run_folder import RunFolder
 
@@ -28,28 +29,50 @@ def launch(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def make_runs(runs: Path, count: int) -> None:
+def make_runs(runs: Path, count: int, scheduler: str = "local") -> None:
     for number in range(count):
         run = RunFolder(runs / f"run{number:04d}")
         run.path.mkdir(parents=True)
-        run.write_spec(JobSpec(name=run.name, job="train", kind="steps", created="now"))
+        run.write_spec(JobSpec(name=run.name, job="train", kind="steps", created="now", scheduler=scheduler))
         run.config_path.write_text("{}\n")
         (run.new_attempt())
         run.log_path(1, 0).write_text("a line of the log\n" * 20_000)
 
 
-def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
-    make_runs(tmp_path, 5)
+def status_of(runs: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``status --json`` in a process that fails if anything heavy was imported."""
     program = (
         "import sys; from get3d_cluster.cli.entry import run\n"
-        f"code = run(['status', '--runs', {str(tmp_path)!r}])\n"
+        f"code = run(['status', '--runs', {str(runs)!r}, '--json'])\n"
         "heavy = {'torch', 'numba', 'numpy', 'scipy', 'matplotlib', 'submitit'} & set(sys.modules)\n"
         "sys.exit(code or bool(heavy) and str(heavy))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
+    make_runs(tmp_path, 5)
+    done = status_of(tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_status_of_fifty_runs_asks_slurm_a_few_times(tmp_path: Path, answers: bool) -> None:
+    runs, programs, log = tmp_path / "runs", tmp_path / "bin", tmp_path / "asked"
+    make_runs(runs, 50, "slurm")
+    programs.mkdir()
+    for name in ("squeue", "scontrol", "sacct", "sinfo", "sacctmgr", "sbatch"):
+        reply = r"printf 'JOBID\037STATE\n'" if answers and name == "squeue" else "exit 1"
+        (programs / name).write_text(f"#!/bin/sh\necho {name} >> {log}\n{reply}\n")
+        (programs / name).chmod(0o755)
+    done = status_of(runs, {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"})
+    assert done.returncode == 0, done.stderr
+    states = {(row["state"], row["scheduler_answers"]) for row in json.loads(done.stdout)}
+    assert states == ({("LOST", True)} if answers else {("RUNNING", False)})
+    asked = log.read_text().split()
+    assert 1 <= asked.count("squeue") <= 2  # once, and once more if it fails
+    assert len(asked) <= 2 + 4 * MOST_POST_MORTEMS
 
 
 @pytest.mark.parametrize("verb", ["status", "logs"])

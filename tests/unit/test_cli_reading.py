@@ -102,7 +102,7 @@ def test_a_mistake_is_told_in_at_most_three_lines(
 def test_a_bug_keeps_its_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: Path) -> None:
+    def broken(_: Path, **__: object) -> None:
         raise ZeroDivisionError("our own")
 
     monkeypatch.setattr(app_module.doctor, "checks", broken)
