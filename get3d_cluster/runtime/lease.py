@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from get3d_cluster.errors import FencedError, Get3dError, UsageError
+from get3d_cluster.errors import FencedError, Get3dError, StorageError, UsageError
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.run_folder import read_json, write_json
 from get3d_cluster.storage.local import create
@@ -56,7 +56,7 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that this attempt still owns the run. Raises: FencedError if another one does."""
+        """Make sure that this attempt still owns the run. Raises: FencedError if another one does; StorageError."""
         held = read_lease(self._path)
         if held is not None and self._is_another(held):
             raise _fenced(held, self._fence)
@@ -91,8 +91,9 @@ class Lease:
         return {"fence": self._fence, "beat": self._beat, "t": time.time(), "released": False, **self._who}
 
     def _is_another(self, held: dict[str, Any]) -> bool:
+        """Say whether somebody else holds it. A file of this number that cannot be read now was created by this one."""
         fence: int = held["fence"]
-        return fence > self._fence or (fence == self._fence and held["token"] != self._who["token"])
+        return fence > self._fence or (fence == self._fence and held["token"] not in ("", self._who["token"]))
 
     def _show(self, facts: dict[str, Any]) -> None:
         """Repeat ``facts`` in lease.json, unless that says so already but for the beat."""
@@ -102,7 +103,10 @@ class Lease:
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:
-    """Return the newest lease of the run whose lease.json is at ``path``, or None if nobody ever held one."""
+    """Return the newest lease of the run whose lease.json is at ``path``, or None if nobody ever held one.
+
+    Raises: StorageError if it cannot be seen which there are.
+    """
     shown = _read(path)
     newest = max(_fences(path), default=0)
     if "fence" in shown and shown["fence"] > newest:
@@ -155,7 +159,13 @@ def _file(path: Path, fence: int) -> Path:
 
 
 def _fences(path: Path) -> list[int]:
-    return [int(file.stem) for file in (path.parent / "leases").glob("*.json") if file.stem.isdigit()]
+    folder = path.parent / "leases"
+    try:
+        return [int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()]
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {folder}: {error.strerror or error}", "mend its disk; the run comes back by itself"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -64,7 +64,10 @@ def create(path: Path, data: Data) -> bool:
 
 def clean_folder(folder: Path) -> None:
     """Remove what ``write_atomic`` left in ``folder`` when it was killed. Others may be writing there now."""
-    for path in folder.glob(f"{_ASIDE}*"):
+    left: list[Path] = []
+    with contextlib.suppress(OSError):
+        left += folder.glob(f"{_ASIDE}*")
+    for path in left:
         with contextlib.suppress(OSError):
             if _now_there_s(folder) - path.stat().st_mtime > _WRITE_S:
                 path.unlink()
@@ -132,9 +135,10 @@ class LocalStorage:
         return str(aside)
 
     def clean(self) -> None:
-        for begin in (_ASIDE, _GOING) if self.root.is_dir() else ():
-            for path in self.root.glob(f"{begin}*"):
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what cannot be seen now is cleaned another time
+            for begin in (_ASIDE, _GOING) if self.root.is_dir() else ():
+                for path in self.root.glob(f"{begin}*"):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _groups(root: Path) -> list[str]:
