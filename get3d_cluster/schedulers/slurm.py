@@ -160,22 +160,7 @@ class SlurmScheduler:
             rows = slurm_query.jobs_of(slurm_files.comment_of(run))
         except SchedulerError:
             return None
-        if attempt in living_attempts(run, rows):
-            return None
-        cause, message, failed = how_ended(run, attempt, place)
-        return Outcome(
-            attempt=attempt,
-            cause=cause,
-            exit_code=exit_code_of(cause, None),
-            start_step=place.start_step,
-            end_step=max(place.start_step, run.reached_step(attempt)),
-            saved_step=run.saved_step(),
-            message=message,
-            world_size=max(1, len(slurm_files.exits(run, attempt))),
-            hosts=place.hosts,
-            failed_hosts=failed,
-            element=place.element,
-        )
+        return None if attempt in living_attempts(run, rows) else obituary(run, attempt, place)
 
     def _promise(self, resources: Resources) -> Promise:
         return slurm_query.cluster_facts(resources.partition, resources.qos)
@@ -381,6 +366,24 @@ def past_state(place: slurm_files.Place) -> str:
     past = slurm_query.past(place.name)
     state = past[place.restarts].state if len(past) > place.restarts else ""
     return "" if state.startswith(("RUNNING", "PENDING", "COMPLETING")) else state
+
+
+def obituary(run: RunFolder, attempt: int, place: slurm_files.Place) -> Outcome:
+    """Return the outcome of an attempt that is over and left no word."""
+    cause, message, failed = how_ended(run, attempt, place)
+    return Outcome(
+        attempt=attempt,
+        cause=cause,
+        exit_code=exit_code_of(cause, None),
+        start_step=place.start_step,
+        end_step=max(place.start_step, run.reached_step(attempt)),
+        saved_step=run.saved_step(),
+        message=message,
+        world_size=max(1, len(slurm_files.exits(run, attempt))),
+        hosts=place.hosts,
+        failed_hosts=failed,
+        element=place.element,
+    )
 
 
 def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[Cause, str, tuple[str, ...]]:

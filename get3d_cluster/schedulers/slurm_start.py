@@ -21,7 +21,7 @@ from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
-from get3d_cluster.schedulers.slurm import SlurmScheduler, how_ended, predecessors, successor_of
+from get3d_cluster.schedulers.slurm import SlurmScheduler, how_ended, obituary, predecessors, successor_of
 from get3d_cluster.schedulers.slurm_files import Place
 from get3d_cluster.schedulers.slurm_plan import Promise
 
@@ -47,7 +47,7 @@ def start(path: Path) -> str:
         )
     element = env.read_worker_env().element
     resources = read_section(Resources, run.config_path, "resources")
-    settle(run, element)
+    settle(run, here, element)
     verdict = judge(run, here, element)
     if not verdict.starts:
         if verdict.succeeds:
@@ -122,7 +122,7 @@ def _misplaced(run: RunFolder, here: env.SlurmJob) -> Verdict | None:
     return Verdict(starts=False, why=f"{', '.join(sorted(bad))} failed {run.name} twice", succeeds=True)
 
 
-def settle(run: RunFolder, element: int | None) -> None:
+def settle(run: RunFolder, here: env.SlurmJob, element: int | None) -> None:
     """Write the outcomes of earlier attempts that left none: their job is over, or has been started anew.
 
     The accounting also knows by now whether the last one was preempted or requeued by hand.
@@ -132,7 +132,9 @@ def settle(run: RunFolder, element: int | None) -> None:
         if place is None or place.element != element:
             continue
         written = run.outcome(attempt)
-        if written is None:
+        if written is None and place.job == here.id:
+            outcome: Outcome | None = obituary(run, attempt, place)
+        elif written is None:
             outcome = SlurmScheduler().post_mortem(run, attempt)
         elif written.cause is Cause.REQUEUED and attempt == max(run.attempts()):
             cause, _, failed = how_ended(run, attempt, place)
