@@ -25,8 +25,10 @@ STOPPED = (Cause.SUSPENDED, Cause.CANCELLED, Cause.REFUSED, Cause.DIVERGED)
 """Causes after which a run waits for a person, not for machines."""
 
 _EVENTS = ("attempt-start", "start", "resume", "notice", "save", "suspend", "crash", "finish", "hung")
-_WANTED = re.compile(rb'"event":\s*"(?:' + "|".join(_EVENTS).encode() + rb')"')
+_WANTED = re.compile(rb'"event":\s*"(' + "|".join(_EVENTS).encode() + rb')"')
 """A run that has written a million other events is shown as fast as one that has not."""
+MOST_SAVES = 20
+"""Of an attempt; one that comes back from an older checkpoint than these is told in proportion."""
 _LARGEST = 1e15
 
 
@@ -256,12 +258,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     rows = []
-    for line in data.splitlines():
-        if _WANTED.search(line):
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                rows += [row] if isinstance(row, dict) else []
+    for line in _needed(data.splitlines()):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
     return rows
+
+
+def _needed(lines: Sequence[bytes]) -> list[bytes]:
+    """Return the lines that tell of time; of saves that count what went before, the last ones in a row are enough."""
+    needed: list[bytes] = []
+    saves: list[bytes] = []
+    for line in lines:
+        found = _WANTED.search(line)
+        if found and found[1] == b"save" and b'"step_s"' in line:
+            saves.append(line)
+        elif found:
+            needed += [*saves[-MOST_SAVES:], line]
+            saves.clear()
+    return needed + saves[-MOST_SAVES:]
 
 
 def _outcome(run: RunFolder, attempt: int) -> Outcome | None:
