@@ -48,7 +48,7 @@ def end(path: Path, code: int) -> str:
     said = f"attempt {attempt} of {run.name}: {outcome.cause}"
     if is_superseded(run, attempt, place):
         return f"{said}; a newer attempt owns the run"
-    decision = after_attempt(run.outcomes(place.element), _retry(run))
+    decision = after_attempt(slurm_files.recent_outcomes(run, place.element), _retry(run))
     if decision.action is Action.HOLD:
         notes.hold(run, decision.why)
         return f"{said}; held: {decision.why}"

@@ -1,7 +1,7 @@
 """Files of the SLURM scheduler in the folder of a run.
 
 RUN/slurm/                     submitit's: batch scripts, one pickle a job that holds the run's path, batch outputs
-RUN/slurm/jobs.jsonl           one line for each job that was submitted: id, t, why, array
+RUN/slurm/jobs.jsonl           one line for each job that was submitted: id, t, why, newest attempt so far
 RUN/attempts/NNNN/slurm.json   the job, incarnation and nodes of an attempt, its batch output
 RUN/attempts/NNNN/early.rankRRRR   signals that came before the worker's handlers stood: name, time
 RUN/attempts/NNNN/exit.rankRRRR    exit code of a worker, written by the script that started it
@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from get3d_cluster.core.job import Outcome
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.schedulers.ending import Exit
@@ -58,7 +59,8 @@ def note_job(run: RunFolder, job: str, why: str) -> None:
     """Append a submitted job to the run's list."""
     path = run.slurm_dir / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"id": job, "t": round(time.time(), 3), "why": why}) + "\n"
+    newest = max(run.attempts(), default=0)
+    line = json.dumps({"id": job, "t": round(time.time(), 3), "why": why, "attempt": newest}) + "\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, line.encode())
@@ -71,10 +73,11 @@ def jobs(run: RunFolder) -> list[str]:
     return [str(row["id"]) for row in read_rows(run.slurm_dir / "jobs.jsonl") if "id" in row]
 
 
-def submitted_by_person_s(run: RunFolder) -> float:
-    """Return when a person last submitted the run, in seconds since 1970; 0 if never."""
-    rows = read_rows(run.slurm_dir / "jobs.jsonl")
-    return max((float(row["t"]) for row in rows if row.get("why") == SUBMITTED), default=0.0)
+def recent_outcomes(run: RunFolder, element: int | None) -> list[Outcome]:
+    """Return the outcomes since a person last submitted the run: what is older spends no budget."""
+    rows = [row for row in read_rows(run.slurm_dir / "jobs.jsonl") if row.get("why") == SUBMITTED]
+    since = int(rows[-1].get("attempt", 0)) if rows else 0
+    return [outcome for outcome in run.outcomes(element) if outcome.attempt > since]
 
 
 def write_place(run: RunFolder, attempt: int, place: Place) -> None:

@@ -104,8 +104,8 @@ def _unwanted(run: RunFolder, here: env.SlurmJob, element: int | None) -> Verdic
 
 def _held(run: RunFolder, element: int | None) -> Verdict | None:
     """Return why the run has to wait for a person, though SLURM brought it back by itself."""
-    outcomes = run.outcomes(element)
-    if not outcomes or _is_resumed(run, outcomes[-1]):
+    outcomes = slurm_files.recent_outcomes(run, element)
+    if not outcomes:
         return None
     decision = after_attempt(outcomes, _retry(run))
     if decision.action is not Action.HOLD:
@@ -154,12 +154,6 @@ def exports(variables: Mapping[str, str], said: str) -> str:
 def ended(why: str, code: ExitCode) -> str:
     """Return shell lines that say ``why`` and end the job with ``code``."""
     return f"echo {shlex.quote(why)}\nexit {int(code)}"
-
-
-def _is_resumed(run: RunFolder, last: Outcome) -> bool:
-    """Say whether a person submitted the run anew after its last outcome: then that no longer holds it."""
-    written = (run.attempt_dir(last.attempt) / "outcome.json").stat().st_mtime
-    return slurm_files.submitted_by_person_s(run) > written
 
 
 def _retry(run: RunFolder) -> RetryConfig:
