@@ -16,7 +16,7 @@ cuda=$("$python" -c 'import torch; print(torch.version.cuda or "")')
 }
 nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
 "$nvcc" --version 2>/dev/null | grep -q "release $cuda" || {
-    echo "$nvcc is not there or not of CUDA $cuda, which torch in $1 was built with" >&2
+    echo "$nvcc is not there, or not of CUDA $cuda, which the torch in $1 was built with" >&2
     echo "install that toolkit and set CUDA_HOME to its folder" >&2
     exit 2
 }

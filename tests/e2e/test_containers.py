@@ -8,6 +8,7 @@ from this machine: its Debian mirror, pip's settings (folders and files that the
 
 import ast
 import os
+import pickle
 import pydoc
 import re
 import shlex
@@ -32,6 +33,8 @@ DOCKER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where engines look for programs when an image does not say."""
 NOBODY = "12345:12345"
 """A user whom the image does not know, without a home."""
+OWN = {"HOME": "/nonexistent", "GET3D_QUEUE": "/tmp/queue", "OMP_NUM_THREADS": "1"}
+"""What launch.py needs of such a user."""
 LEAST_FREE_BYTES = 20e9
 STEP_S = 1200
 PIP_OPTIONS = (
@@ -79,10 +82,10 @@ class Built:
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """What a build gets of this machine: variables for its commands, and paths that these name."""
+    """What a build gets of this machine: variables for its commands, and where it sees the paths that these name."""
 
     variables: dict[str, str]
-    paths: tuple[Path, ...]
+    binds: dict[Path, str]
 
 
 def instructions(text: str) -> list[Step]:
@@ -170,16 +173,21 @@ def pip_settings() -> dict[str, str]:
 
 
 def outside() -> Outside:
-    """Return what this machine lends to a build."""
+    """Return what this machine lends to a build.
+
+    Folders keep their place, with an index its files beside it. Files are certificates: packages write their own there.
+    """
     others = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
-    variables = {**others, **pip_settings()}
-    named = [Path(word.removeprefix("file://")) for value in variables.values() for word in value.split()]
-    folders = [path.parent if path.name == "simple" else path for path in named]  # an index beside its files
-    return Outside(variables=variables, paths=tuple({path for path in folders if _is_there(path)}))
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_absolute() and path.exists()
+    binds, variables = dict[Path, str](), dict[str, str]()
+    for name, value in {**others, **pip_settings()}.items():
+        for path in (Path(word.removeprefix("file://")) for word in value.split()):
+            if path.is_absolute() and path.is_dir():
+                folder = path.parent if path.name == "simple" else path
+                binds[folder] = str(folder)
+            elif path.is_absolute() and path.is_file():
+                binds[path] = f"/run/outside/{path.name}"
+        variables[name] = " ".join(binds.get(Path(word), word) for word in value.split())
+    return Outside(variables=variables, binds=binds)
 
 
 def mirror(suite: str) -> str:
@@ -251,8 +259,7 @@ def build(dockerfile: str, bare: Path, root: Path) -> Built:
             assert not step.rest.startswith(("--", "[")), step
             given = {**lent.variables, **arguments, **image.env}
             command = ["env", "-i", f"--chdir={image.workdir}", *_pairs(given), "/bin/sh", "-c", step.rest]
-            binds = {path: str(path) for path in lent.paths}
-            done(in_namespace(root, command, binds=binds, read_only=False), f"RUN {step.rest}")
+            done(in_namespace(root, command, binds=lent.binds, read_only=False), f"RUN {step.rest}")
         elif step.word == "COPY":
             for source, target in copied(step.rest).items():
                 place = root / image.workdir.lstrip("/") / target
@@ -360,7 +367,7 @@ def test_the_training_image_trains_for_a_user_without_a_home(bare: Path, root: P
     assert "torch" in start(image, data, *launch, "doctor", "--runs", "/data/runs")
     words = ("run", "train", "--config", "tiny_test", "--name", "t", "--runs", "/data/runs")
     settings = ("data.path=/data/packed", "num_images=160", "resources.workers_per_node=2")
-    start(image, data, *launch, *words, *settings, GET3D_QUEUE="/tmp/queue", OMP_NUM_THREADS="1")
+    start(image, data, *launch, *words, *settings, **OWN)
     run = RunFolder(data / "runs" / "t")
     assert run.is_done()
     assert run.saved_step() >= 20
@@ -375,12 +382,11 @@ def test_the_render_image_renders_and_starts_as_submitit_starts_it(
     assert left_over(root) == []
     assert not list(root.glob("opt/get3d_cluster/.venv/lib/*/site-packages/torch"))
     launch = ("python3", f"{image.workdir}/launch.py", "run")
-    own = {"GET3D_QUEUE": "/tmp/queue"}
     models = ("shapes", "out=/data/models", "cars=1", "chairs=0", "--runs", "/data/runs")
-    start(image, data, *launch, *models, **own)
+    start(image, data, *launch, *models, **OWN)
     words = ("render", "--config", "render_demo", "--name", "r", "--runs", "/data/runs")
     paths = ("models=/data/models", "out=/data/images", f"blender={image.workdir}/.venv-render/bin/python")
-    start(image, data, *launch, *words, *paths, "image.num_views=2", "image.samples=4", **own)
+    start(image, data, *launch, *words, *paths, "image.num_views=2", "image.samples=4", **OWN)
     pictures = sorted(data.glob("images/img/*/*/*.png"))
     assert len(pictures) == 2
     for picture in pictures:
@@ -402,7 +408,7 @@ def submitted(image: Built, data: Path, code: str) -> object:
     slurm |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SUBMITIT_EXECUTOR": "slurm"}
     task = ("python3", "-u", "-m", "submitit.core._submit", "/data/submitit")
     start(image, data, *task, PYTHONPATH=code, **slurm)
-    outcome, value = DelayedSubmission.load(folder / "7_0_result.pkl")  # type: ignore[misc]  # a pair
+    outcome, value = pickle.loads((folder / "7_0_result.pkl").read_bytes())
     assert outcome == "success"
     return value
 
@@ -437,3 +443,40 @@ def test_the_installer_refuses_what_it_does_not_know(words: tuple[str, ...], tmp
     assert asked.returncode == 2
     assert "packages" in asked.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "toolkit", "refusal"),
+    [("", "13.0", "without CUDA"), ("13.0", "", "not of CUDA 13.0"), ("13.0", "12.4", "not of CUDA 13.0")],
+)
+def test_nvdiffrast_is_not_built_against_another_cuda(
+    torch_cuda: str, toolkit: str, refusal: str, tmp_path: Path
+) -> None:
+    asked = install_nvdiffrast(tmp_path, torch_cuda, toolkit)
+    assert asked.returncode == 2
+    assert refusal in asked.stderr
+    assert "install" not in asked.stdout
+
+
+def test_nvdiffrast_is_built_with_the_torch_that_is_there(tmp_path: Path) -> None:
+    asked = install_nvdiffrast(tmp_path, "13.0", "13.0")
+    assert asked.returncode == 0, asked.stderr
+    assert "--no-build-isolation" in asked.stdout.splitlines()[-1]
+
+
+def install_nvdiffrast(folder: Path, torch_cuda: str, toolkit: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with a Python that knows torch's CUDA only, and an nvcc that knows its own version only."""
+    scripts = {"bin/python": f'[ "$1" = -c ] && echo "{torch_cuda}" || echo "$@"'}
+    if toolkit:
+        scripts["cuda/bin/nvcc"] = f'echo "Cuda compilation tools, release {toolkit}, V{toolkit}.1"'
+    for name, body in scripts.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    return subprocess.run(
+        ["sh", DOCKER / "install-nvdiffrast.sh", folder],
+        env={"PATH": f"{folder}/cuda/bin:/usr/bin:/bin", "CUDA_HOME": str(folder / "cuda")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
