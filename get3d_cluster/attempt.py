@@ -154,7 +154,9 @@ class _Worker:
     def _work(self) -> loop.Ended:
         session = self._session(self._meet())
         if self._env.is_lead:
-            session.events.write("attempt-start", world_size=self._env.world_size, host=self._env.hosts[0])
+            who = {} if self._env.element is None else {"element": self._env.element}
+            hosts = self._env.hosts
+            session.events.write("attempt-start", world_size=self._env.world_size, host=hosts[0], **who)
         work = self._job.make(self._config, session)
         if self._shares_items:
             return loop.run_items(work, session, self._stop_reason)
@@ -195,6 +197,7 @@ class _Worker:
             events=EventLog(self._run.events_path, self._attempt, self._env.rank),
             metrics=MetricLog(self._run.metrics_path, enabled=self._env.rank == 0),
             device=self._device(),
+            element=self._env.element,
         )
 
     def _stop_reason(self) -> StopReason:

@@ -10,16 +10,20 @@ from typing import Any, Protocol
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.core.policy import is_save_due
-from get3d_cluster.errors import CheckpointError, FencedError, StorageError
+from get3d_cluster.errors import CheckpointError, FencedError, StorageError, UsageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
 from get3d_cluster.runtime.env import numeric_fingerprint
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.notices import STOP_SIGNALS
-from get3d_cluster.runtime.run_folder import RunFolder, write_json
+from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.runtime.session import ItemWork, Session, Work
 from get3d_cluster.runtime.watchdog import process_age_s
 
 PROGRESS_S = 1.0
+ELEMENTS_A_SECOND = 8
+"""Of a job array each element tells its progress, since none is sure to be there; together so often a second."""
+NEWS_S = 60.0
+"""What another element told no longer ago, and what is further, is not overwritten."""
 FAILED_SAVE_RATIO = 10
 """After a save that failed, so many times its duration go by before the next: a full disk costs a tenth at most."""
 SAFETY = 1.5
@@ -59,19 +63,25 @@ class Reason(Protocol):
 
 
 class Progress:
-    """Tells people about once a second how far a run is (progress.json). Rank 0 only."""
+    """Tells people about once a second how far a run is (progress.json). Rank 0 only, or each element of an array."""
 
-    def __init__(self, run: RunFolder, attempt: int, *, enabled: bool) -> None:
-        self._run = run
-        self._attempt = attempt
-        self._enabled = enabled
+    def __init__(self, session: Session) -> None:
+        self._run = session.run
+        self._attempt = session.attempt
+        self._enabled = session.is_lead
+        self._is_shared = session.element is not None
+        self._every_s = PROGRESS_S
+        if self._is_shared:
+            self._every_s = max(PROGRESS_S, session.world_size / ELEMENTS_A_SECOND)
         self._last_s = -math.inf
 
     def show(self, position: Position, active_s: float, *, always: bool = False) -> None:
         now = time.monotonic()
-        if not self._enabled or (now - self._last_s < PROGRESS_S and not always):
+        if not self._enabled or (now - self._last_s < self._every_s and not always):
             return
         self._last_s = now
+        if self._is_shared and self._is_behind(position):
+            return
         values = {
             "attempt": self._attempt,
             "step": position.step,
@@ -81,6 +91,14 @@ class Progress:
         }
         with contextlib.suppress(StorageError):  # a full disk is told where state is saved
             write_json(self._run.progress_path, values | {"t": time.time(), "active_s": round(active_s, 3)})
+
+    def _is_behind(self, position: Position) -> bool:
+        """Say whether another element has counted further just now: work that it ended since we looked."""
+        with contextlib.suppress(UsageError):
+            told = read_json(self._run.progress_path)
+            is_news = abs(time.time() - told.get("t", 0.0)) < NEWS_S
+            return bool(is_news and told.get("step", 0) > position.step)
+        return False
 
 
 def run_steps(
@@ -126,7 +144,7 @@ class _StepLoop:
         self._checkpoints = checkpoints
         self._config = config
         self._is_fenced = is_fenced
-        self._progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
+        self._progress = Progress(session)
         self._active_s = 0.0
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
@@ -363,9 +381,9 @@ def run_items(work: ItemWork, session: Session, stop_reason: Callable[[], Reason
     """
     pulse = session.pulse
     start_step = work.position().step
-    if session.rank == 0:
+    if session.is_lead:
         session.events.write("start", step=start_step, since_s=round(process_age_s(), 3))
-    progress = Progress(session.run, session.attempt, enabled=session.rank == 0)
+    progress = Progress(session)
     begun_s = time.monotonic()
     try:
         while not work.is_done() and not session.notices.requested:

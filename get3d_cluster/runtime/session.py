@@ -24,6 +24,8 @@ class Session:
     events: EventLog
     metrics: MetricLog
     device: str = "cpu"
+    element: int | None = None
+    """Number within a job array, whose elements start and end each alone; None: the run is one job."""
     pulse: Pulse = field(default_factory=Pulse)
     """Told of each step by the loops. Work may add to it where it waits: ``with session.pulse.counting("data")``."""
 
@@ -34,6 +36,11 @@ class Session:
     @property
     def world_size(self) -> int:
         return self.group.world_size
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this worker speaks for its attempt: rank 0, or any element of an array."""
+        return self.rank == 0 or self.element is not None
 
 
 class Work(Protocol):
