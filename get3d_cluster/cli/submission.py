@@ -108,12 +108,18 @@ def prepare(request: Request, before: Sequence[Prepared] = ()) -> Prepared:
     if not request.allow_config_change:
         _refuse_changes(run, changed)
     after = _parents(request, run, spec, [link.run for link in before])
+    resources = getattr(config, "resources", Resources())
+    if resources.array and job.KIND != "items":
+        raise UsageError(
+            f"resources.array={resources.array}: a {request.job} run has no items that elements could share out",
+            "leave it out (array=0); the workers of such a run are nodes x workers_per_node",
+        )
     return Prepared(
         run=run,
         job_name=request.job,
         job=job,
         config=config,
-        resources=getattr(config, "resources", Resources()),
+        resources=resources,
         cluster=cluster,
         scheduler=open_scheduler(cluster),
         after=after,
