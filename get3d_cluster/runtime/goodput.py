@@ -1,8 +1,9 @@
 """Where the time of a run went: what share of it made progress, and what took the rest.
 
-From events.jsonl, the outcomes and the heartbeats of rank 0, which speaks for its attempt, up to the last sign of life.
-Without the numbers that the loops write today, as in runs of older versions, what lies between the start and the end of
-an attempt counts as steps, redone ones in proportion.
+From events.jsonl, the outcomes and the heartbeats, up to the last sign of life. The lowest rank of an attempt speaks
+for all: 0, but in an array, whose elements have attempts of their own. Without the numbers that the loops write today,
+as in runs of older versions, what lies between the start and the end of an attempt counts as steps, redone ones in
+proportion.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from typing import Any
 from get3d_cluster.core.job import Cause, Outcome
 from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
-from get3d_cluster.runtime.watchdog import Heartbeat, read_heartbeat
+from get3d_cluster.runtime.watchdog import Heartbeat, read_heartbeat, read_heartbeats
 
 STOPPED = (Cause.SUSPENDED, Cause.CANCELLED, Cause.REFUSED, Cause.DIVERGED)
 """Causes after which a run waits for a person, not for machines."""
@@ -94,7 +95,7 @@ def goodput_of(run: RunFolder) -> Total:
     numbers = {number for row in rows if (number := int(_number(row.get("attempt")))) > 0}
     attempts = sorted(numbers.union(run.attempts()))
     outcomes = {number: outcome for number in attempts if (outcome := _outcome(run, number))}
-    beats = {number: beat for number in attempts if (beat := read_heartbeat(run.attempt_dir(number), 0))}
+    beats = {number: beat for number in attempts if (beat := _beat(run.attempt_dir(number)))}
     spec: dict[str, Any] = {}
     with contextlib.suppress(Get3dError):
         spec = read_json(run.spec_path)
@@ -142,11 +143,13 @@ class _Attempt:
         self.number = number
         self._rows = [row for row in rows if _number(row.get("t"))]
         self._beat = beat
-        self._saves = [row for row in self._rows if row.get("event") == "save"]
+        lead = min((_number(row.get("rank")) for row in self._rows), default=0.0)
+        led = [row for row in self._rows if _number(row.get("rank")) == lead]
+        self._saves = [row for row in led if row.get("event") == "save"]
         self._seconds = _number(outcome.seconds) if outcome else 0.0
         self.cause = outcome.cause if outcome else None
         self.element = outcome.element if outcome else _first(self._rows, "element")
-        ready = next((row for row in self._rows if row.get("event") in ("start", "resume")), None)
+        ready = next((row for row in led if row.get("event") in ("start", "resume")), None)
         self.ready_t = _number(ready["t"]) if ready else None
         self.start_step = _number(ready.get("step")) if ready else None
         self._since_s = _number(ready.get("since_s")) if ready else 0.0
@@ -283,6 +286,10 @@ def _outcome(run: RunFolder, attempt: int) -> Outcome | None:
     with contextlib.suppress(Get3dError, ValueError, KeyError, TypeError):  # torn, or of another version
         return run.outcome(attempt)
     return None
+
+
+def _beat(folder: Path) -> Heartbeat | None:
+    return read_heartbeat(folder, 0) or next(iter(read_heartbeats(folder)), None)
 
 
 def _first(rows: Sequence[Mapping[str, Any]], key: str) -> int | None:

@@ -296,7 +296,7 @@ class Watchdog:
         pulse = self._pulse
         heartbeat = Heartbeat(
             rank=self._rank,
-            node=env.host(),
+            node=env.node_name(),
             t=round(time.time(), 3),
             begun_t=round(self._begun_t, 3),
             phase=pulse.phase,

@@ -39,9 +39,11 @@ class History:
             Outcome(attempt=attempt, cause=cause, exit_code=0, saved_step=saved, end_step=end, **more)
         )
 
-    def beat(self, t: float, attempt: int, step: int, step_s: float, save_s: float = 0.0) -> None:
+    def beat(
+        self, t: float, attempt: int, step: int, step_s: float, save_s: float = 0.0, rank: int = 0
+    ) -> None:
         beat = Heartbeat(
-            rank=0,
+            rank=rank,
             node="n",
             t=SUBMITTED_T + t,
             begun_t=0.0,
@@ -55,7 +57,7 @@ class History:
             save_s=save_s,
             data_s=0.0,
         )
-        write_json(heartbeat_path(self.run.attempt_dir(attempt), 0), asdict(beat))
+        write_json(heartbeat_path(self.run.attempt_dir(attempt), rank), asdict(beat))
 
 
 @pytest.fixture
@@ -192,8 +194,8 @@ def test_a_run_of_an_older_version_is_told_in_proportion(history: History) -> No
 def test_elements_of_an_array_wait_and_work_beside_each_other(tmp_path: Path) -> None:
     history = History(tmp_path / "run", kind="items")
     for attempt, element, begin in ((1, 0, 10), (2, 1, 20), (3, 0, 150)):
-        history.event(begin, "start", attempt, step=0)
-        history.beat(begin + 100, attempt, 5, 100.0)
+        history.event(begin, "start", attempt, step=0, rank=element)
+        history.beat(begin + 100, attempt, 5, 100.0, rank=element)
         history.outcome(attempt, Cause.PREEMPTED, 5, 5, seconds=100, element=element)
     found = goodput_of(history.run).attempts
     assert [(item.queued_s, item.productive_s) for item in found.values()] == [
@@ -201,6 +203,15 @@ def test_elements_of_an_array_wait_and_work_beside_each_other(tmp_path: Path) ->
         (20, 100),
         (40, 100),
     ]
+
+
+def test_of_several_ranks_the_lowest_is_counted_and_the_others_are_not_added(tmp_path: Path) -> None:
+    history = History(tmp_path / "run", kind="items")
+    for rank, begin in ((1, 5), (0, 10)):
+        history.event(begin, "start", 1, step=0, rank=rank)
+        history.beat(110, 1, 5, 90.0 + rank, rank=rank)
+    found = goodput_of(history.run).attempts[1]
+    assert parts(found) == {"queued_s": 5, "starting_s": 5, "productive_s": 90, "other_s": 10}
 
 
 def test_a_torn_last_line_and_lines_that_are_no_rows_are_left_out(history: History) -> None:
