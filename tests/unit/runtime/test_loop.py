@@ -189,3 +189,51 @@ def test_work_that_fails_leaves_the_phase_of_leaving(session: Session) -> None:
     with pytest.raises(ValueError, match="x"):
         run_items(Fails(session), session)
     assert session.pulse.phase == "leaving"
+
+
+def test_a_grace_shorter_than_a_save_leaves_the_periodic_checkpoint_and_says_what_is_lost(
+    session: Session,
+) -> None:
+    late = StopReason(cause=Cause.PREEMPTED, grace_s=30.0)  # the notice is as old as this machine's clock
+    every_3 = CheckpointConfig(every_steps=3, every_s=0)
+    ended = run_steps(Count(session, told_at=5), session, checkpoints_of(session), every_3, lambda: late)
+    assert (ended.end, ended.step, ended.saved_step) == (End.SUSPENDED_PERIODIC, 5, 3)
+    (told,) = (row for row in events_of(session) if row["event"] == "too-late")
+    assert told["steps_lost"] == 2
+    assert checkpoints_of(session).load().step == 3
+
+
+class Forgetful(Count):
+    """Work whose state cannot be taken from the fifth step on: code of a user that runs inside a save."""
+
+    def state(self) -> dict[str, int]:
+        if self.done >= 5:
+            raise ZeroDivisionError("in the middle of a save")
+        return super().state()
+
+
+def test_an_error_of_the_jobs_own_code_inside_a_save_publishes_nothing(session: Session) -> None:
+    every_2 = CheckpointConfig(every_steps=2, every_s=0)
+    with pytest.raises(ZeroDivisionError):
+        run_steps(Forgetful(session, told_at=0), session, checkpoints_of(session), every_2, lambda: IN_TIME)
+    assert sorted(path.name for path in session.run.checkpoints_dir.iterdir()) == [
+        "step-000000002",
+        "step-000000004",
+    ]
+    assert checkpoints_of(session).load().step == 4
+
+
+class Watching(Count):
+    """Work that looks at each step what was saved before it."""
+
+    def step(self) -> None:
+        saved = self.session.run.saved_step()
+        assert saved == self.done // 2 * 2, "a save is over before the next step begins"
+        super().step()
+
+
+def test_no_save_is_in_flight_while_a_step_computes(session: Session) -> None:
+    every_2 = CheckpointConfig(every_steps=2, every_s=0)
+    work = Watching(session, told_at=0)
+    ended = run_steps(work, session, checkpoints_of(session), every_2, lambda: IN_TIME)
+    assert (ended.end, ended.saved_step) == (End.FINISHED, 10)

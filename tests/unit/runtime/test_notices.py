@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import threading
@@ -84,5 +85,39 @@ def test_an_answered_notice_is_not_cut_short_by_the_scheduler(monkeypatch):
             assert wait_until(lambda known=known: len(notices.received) > known)
             assert ended == expected
             time.sleep(0.1)
+    finally:
+        notices.uninstall()
+
+
+def test_a_library_that_puts_a_handler_of_its_own_takes_no_notice_away():
+    heard = []
+    notices = Notices()
+    notices.install()
+    try:
+        signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wait_until(lambda: notices.requested and heard)
+        assert notices.signal_name == "SIGTERM"
+    finally:
+        notices.uninstall()
+
+
+def test_a_notice_is_dated_while_compiled_code_holds_the_main_thread():
+    notices = Notices()
+    notices.install()
+    try:
+        told_s = []
+
+        def tell():
+            time.sleep(0.1)
+            told_s.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+        threading.Thread(target=tell).start()
+        while not told_s:
+            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_500_000)
+        over_s = time.monotonic()
+        assert wait_until(lambda: notices.requested)
+        assert told_s[0] <= notices.first_s < (told_s[0] + over_s) / 2
     finally:
         notices.uninstall()
