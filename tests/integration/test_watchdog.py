@@ -11,7 +11,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.goodput import goodput_of
 from get3d_cluster.runtime.watchdog import hung_hosts, read_heartbeats, stacks_path
 from get3d_cluster.schedulers import open_scheduler
-from tests.integration.fake_attempts import ended
+from tests.launching import wait_until
 from tests.workers import PLAIN, final_digest, logs, make_run, run_to_end, start, stop, wait, wait_for_step
 
 HANGING = "tests.jobs_for_tests.hanging"
@@ -22,7 +22,7 @@ HANG = (f"retry.hang_s={HANG_S}", "retry.backoff_s=0.1")
 def test_a_hang_is_found_explained_with_all_stacks_and_the_run_comes_back_by_itself(queue, tmp_path):
     run = make_run(tmp_path / "run", HANGING, "hang=1@8", "checkpoint.every_steps=5", *HANG)
     open_scheduler("local").submit(run, Resources(workers_per_node=2))
-    outcome = ended(run, 1)
+    outcome = wait_until(lambda: run.outcome(1), 90)
     assert (outcome.cause, outcome.exit_code) == (Cause.HUNG, ExitCode.HUNG), logs(run)
     assert (outcome.saved_step, outcome.end_step) == (5, 7)
     assert "did not come to the exchange of step 8" in outcome.message
@@ -41,7 +41,7 @@ def test_a_hang_is_found_explained_with_all_stacks_and_the_run_comes_back_by_its
     (hung,) = (row for row in read_rows(run.events_path) if row["event"] == "hung")
     assert (hung["attempt"], hung["ranks"], hung["step"]) == (1, [1], 7)
 
-    assert ended(run, 2).cause is Cause.FINISHED, logs(run)
+    assert wait_until(lambda: run.outcome(2), 90).cause is Cause.FINISHED, logs(run)
     assert final_digest(run) == run_to_end(make_run(tmp_path / "whole", PLAIN, "num_steps=12"))
     first = goodput_of(run).attempts[1]
     assert first.other_s >= HANG_S
