@@ -26,6 +26,16 @@ def flags(settings: dict[str, object]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
 
+def wait_until(
+    ready: Callable[[], object], what: str, seconds: float = 60.0, show: Callable[[], str] = str
+) -> None:
+    """Wait for a fact."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, f"not after {seconds} s: {what}\n{show()}"
+        time.sleep(0.1)
+
+
 class Cluster:
     """One SLURM, its commands, and what happens to it: preemption, death of a node, settings."""
 
@@ -33,6 +43,7 @@ class Cluster:
         self.folder = folder
         self.first = DEFAULTS | settings
         self.settings = dict(self.first)
+        self.killed: set[str] = set()
         self.nodes = int(str(settings.get("nodes", 4)))
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
         self.environment = clean | {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -66,9 +77,11 @@ class Cluster:
     def kill_slurmd(self, node: str) -> None:
         """Kill the daemon of one node; the processes of its jobs live on."""
         self.program("kill", f"--daemon={node}")
+        self.killed.add(node)
 
     def start_slurmd(self, node: str) -> None:
         self.program("start", f"--daemon={node}")
+        self.killed.discard(node)
 
     # ------------------------------------------------------------ commands
 
@@ -109,10 +122,7 @@ class Cluster:
 
     def wait_until(self, ready: Callable[[], object], what: str, seconds: float = 60.0) -> None:
         """Wait for a fact; the failure shows the queue."""
-        deadline = time.monotonic() + seconds
-        while not ready():
-            assert time.monotonic() < deadline, f"not after {seconds} s: {what}\n{self.squeue()}"
-            time.sleep(0.1)
+        wait_until(ready, what, seconds, self.squeue)
 
     def wait_state(self, job: str, *states: str, seconds: float = 60.0) -> None:
         self.wait_until(lambda: self.state(job) in states, f"{job} is one of {states}", seconds)
@@ -129,8 +139,8 @@ class Cluster:
         """End all jobs, bring all nodes back, and undo what a test has set."""
         if self.settings != self.first:
             self.change(**self.first)
-        for i in range(1, 1 + self.nodes):
-            self.start_slurmd(f"node{i}")
+        for node in sorted(self.killed):
+            self.start_slurmd(node)
         self.wait_until(self.cleared, "no jobs, and all nodes idle")
 
     def cleared(self) -> bool:

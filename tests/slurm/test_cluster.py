@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import PROGRAM, Cluster, running, why_not
+from tests.slurm.cluster import PROGRAM, Cluster, running, wait_until, why_not
 
 pytestmark = pytest.mark.slurm
 LOGGER = Path(__file__).with_name("signal_log.py")
@@ -98,33 +97,26 @@ def test_qos_preemption_in_a_second_cluster_beside_the_first(cluster: Cluster) -
         assert other.job(low)["Restarts"] == "1"
 
 
-def test_a_cluster_leaves_no_process_behind_even_of_jobs_that_hide(tmp_path: Path) -> None:
-    if reason := why_not():
-        pytest.skip(reason)
-    hidden = f"trap '' TERM; setsid env -i sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/pid; sleep 300; true' & wait"
-    with running(nodes=1) as other:
-        other.submit(hidden, "--export=NONE")
-        other.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "it runs")
-        pid = (tmp_path / "pid").read_text().strip()
-        assert Path(f"/proc/{pid}/status").exists()
-    status = Path(f"/proc/{pid}/status")
-    assert not status.exists() or "Z (zombie)" in status.read_text()
-    assert not other.folder.exists()
+MAKER = """
+import sys, time
+from tests.slurm.cluster import running
+with running(nodes=1) as cluster:
+    cluster.submit(sys.argv[1], "--export=NONE")
+    print(cluster.folder, flush=True)
+    time.sleep(99)
+"""
 
 
-def test_a_cluster_goes_when_its_maker_is_killed(tmp_path: Path) -> None:
+def test_when_its_maker_is_killed_a_cluster_goes_with_jobs_that_hide(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
-    text = (
-        "import time; from tests.slurm.cluster import running\n"
-        "with running(nodes=1) as c: print(c.folder, flush=True); time.sleep(99)"
-    )
-    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as maker:
+    pid = tmp_path / "pid"
+    hidden = f"trap '' TERM; setsid env -i sh -c 'trap \"\" TERM; echo $$ > {pid}; sleep 300; true' & wait"
+    with subprocess.Popen([sys.executable, "-c", MAKER, hidden], stdout=subprocess.PIPE, text=True) as maker:
         assert maker.stdout is not None
         folder = Path(maker.stdout.readline().strip())
-        assert (folder / "pids.json").exists()
+        wait_until(lambda: pid.exists() and pid.read_text(), "the hidden process runs")
         maker.kill()
-    deadline = time.monotonic() + 20
-    while folder.exists():
-        assert time.monotonic() < deadline, f"{folder} is still there"
-        time.sleep(0.1)
+    wait_until(lambda: not folder.exists(), f"{folder} is gone")
+    status = Path(f"/proc/{pid.read_text().strip()}/status")
+    assert not status.exists() or "Z (zombie)" in status.read_text()
