@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from get3d_cluster import config as configs
-from get3d_cluster.cli import attached, chain, checks, doctor, logs, runs, status, stopping, submission
+from get3d_cluster.cli import (
+    attached,
+    chain,
+    checks,
+    doctor,
+    key_table,
+    logs,
+    runs,
+    status,
+    stopping,
+    submission,
+)
 from get3d_cluster.cli.chain import ChainCommand
 from get3d_cluster.cli.facts import Inquiry
 from get3d_cluster.cli.output import UNBROKEN_COLUMNS, console, duration, say, say_json, size, table
@@ -209,13 +220,9 @@ def show_config(
     if as_json:
         say_json([_key_values(key, values) for key in keys])
         return
-    rows = [[key.path, *_value_and_default(key, values), key.type_text, _meaning(key)] for key in keys]
-    console().print(
-        table(
-            ["KEY", "VALUE", "DEFAULT", "TYPE", "MEANING"], rows, wrap=["VALUE", "DEFAULT", "TYPE", "MEANING"]
-        )
-    )
-    say("(*) may change when a run comes back")
+    screen = console()
+    for part in key_table.shown(keys, values, screen.width):
+        screen.print(part)
 
 
 @app.command(name="status", rich_help_panel=WATCH)
@@ -292,6 +299,9 @@ def show_logs(
 def suspend(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False, wait: Wait = True) -> None:
     """Save a run and stop it; it stays away until you resume it. Returns when it has left.
 
+    All workers finish their step and save once. On SLURM that may take a
+    minute; what it waits for is shown, and Ctrl-C ends the waiting only.
+
     Example: python launch.py suspend car
     """
     stopping.stop(runs.find_run(runs_dir, run), Cause.SUSPENDED, now=now, wait=wait)
@@ -307,11 +317,18 @@ def resume(
     cause: Annotated[
         Cause | None,
         typer.Option(
-            help="All that stand still because of this, such as preempted; not what was suspended or cancelled since."
+            metavar="CAUSE",
+            help="All that stand still because of this: preempted, node-failure, time-limit, requeued, crashed, hung, "
+            "suspended, ... Not what was suspended or cancelled since.",
         ),
     ] = None,
 ) -> None:
     """Bring unfinished runs back, each at its last saved step.
+
+    How attempts ended that left no word, on a node that failed for example,
+    is asked of the scheduler first and written down. A run still waits for
+    those that it was submitted to come after. What is done, queued or running
+    already is left alone.
 
     Example: python launch.py resume --all --cause preempted
     """
@@ -328,6 +345,8 @@ def resume(
 @app.command(rich_help_panel=STOP)
 def cancel(run: Run, runs_dir: RunsDir = RUNS_DIR, now: Now = False, wait: Wait = True) -> None:
     """Stop a run for good. What it saved stays, and submit or resume would still continue it.
+
+    Runs that come after it do not start: they wait until it is DONE.
 
     Example: python launch.py cancel car --now
     """
@@ -541,17 +560,6 @@ def _key_values(key: configs.Key, values: dict[str, Any]) -> dict[str, Any]:
         "changeable": key.changeable,
         "meaning": key.meaning,
     }
-
-
-def _value_and_default(key: configs.Key, values: dict[str, Any]) -> tuple[str, str]:
-    """Return both in YAML's words; the default only where the value is another."""
-    default = "(required)" if key.is_required else configs.show(key.default)
-    value = configs.show(values[key.path]) if key.path in values else default
-    return value, "" if value == default else default
-
-
-def _meaning(key: configs.Key) -> str:
-    return f"(*) {key.meaning}" if key.changeable else key.meaning
 
 
 def _worlds(text: str) -> tuple[int, ...]:

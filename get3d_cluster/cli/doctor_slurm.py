@@ -26,8 +26,10 @@ from get3d_cluster.schedulers.slurm_plan import Promise, warnings_of
 
 MOST_PLACES = 40
 """Partitions and QOS that are looked at."""
-LEAST_GRACE_S = 60
-"""What to ask for as long as no save was measured."""
+UNMEASURED_S = 60
+"""GraceTime to ask for as long as no save was measured."""
+LEAST_GRACE_S = 10
+"""What even a run that saves in no time needs until all its workers have heard of the notice."""
 MOST_SKEW_S = 5.0
 """Between the clocks of nodes: the probe itself is no more exact than what a shared folder takes to show a file."""
 PROBE_WAIT_S = 60
@@ -153,7 +155,7 @@ def place_check(place: str, promise: Promise, save_s: float | None) -> Check:
 
 
 def promise_text(promise: Promise) -> str:
-    """Return what a job gets there, in one line."""
+    """Return what a job gets there, in one line of words."""
     limits = [
         f"time limit {duration(60 * promise.max_time_min)}" if promise.max_time_min else "no time limit",
         f"{duration(60 * promise.default_time_min)} unless asked" if promise.default_time_min else "",
@@ -176,13 +178,14 @@ def request_of(place: str, promise: Promise, save_s: float | None) -> str:
     if not promise.is_preemptable:
         return ""
     wishes = []
-    needed_s = max(LEAST_GRACE_S, math.ceil(2 * (save_s or 0)))
+    needed_s = UNMEASURED_S if save_s is None else max(LEAST_GRACE_S, math.ceil(2 * save_s))
+    is_short = promise.grace_s == 0 if save_s is None else promise.window_s < needed_s
     if promise.mode == "SUSPEND":
         wishes.append("PreemptMode=REQUEUE in place of SUSPEND, since suspended jobs keep their GPU memory")
     if promise.mode == "CANCEL":
         wishes.append("PreemptMode=REQUEUE in place of CANCEL, so that preempted jobs keep their number")
-    if promise.mode != "SUSPEND" and promise.window_s < needed_s:
-        measured = f"which was measured to take {save_s:.0f} s" if save_s else "which takes some time"
+    if promise.mode != "SUSPEND" and is_short:
+        measured = "which takes some time" if save_s is None else f"which was measured to take {save_s:.0f} s"
         wishes.append(
             f"GraceTime={needed_s} (it is {promise.grace_s:g} now), since our jobs save their state when they are "
             f"preempted, {measured}"

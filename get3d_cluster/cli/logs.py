@@ -144,18 +144,32 @@ def _sources(run: RunFolder, attempt: int, chosen: Selection) -> list[_Source]:
     folder = run.attempt_dir(attempt)
     paths = sorted(folder.glob("rank*.log")) if chosen.rank is None else [run.log_path(attempt, chosen.rank)]
     logs = [_Source(path=path, label=f"[rank {_rank(path)}] ", rank=_rank(path)) for path in paths]
-    output = slurm_files.output_of(run, attempt)
-    if output is None or (logs and all(_size(path) for path in paths)):
+    outputs = _outputs(run, attempt)
+    if not outputs or (logs and all(_size(path) for path in paths)):
         return logs
-    return [*logs, _Source(path=output, label="[slurm] ")]
+    return [*logs, *(_Source(path=path, label="[slurm] ") for path in outputs)]
+
+
+def _outputs(run: RunFolder, attempt: int) -> list[Path]:
+    """Return what SLURM wrote about the job of an attempt: the batch script first, then the tasks of srun."""
+    batch = slurm_files.output_of(run, attempt)
+    if batch is None:
+        return []
+    tasks = sorted(run.slurm_dir.glob(f"{_job(batch)}_*_log.out"))
+    return [batch, *(path for path in tasks if path != batch and _size(path))]
 
 
 def _unclaimed(run: RunFolder, chosen: Selection) -> list[Path]:
-    """Return what the scheduler wrote about jobs that failed before they became an attempt."""
+    """Return what SLURM wrote about jobs that failed before they became an attempt."""
     if chosen.attempt is not None or chosen.rank is not None:
         return []
-    claimed = {slurm_files.output_of(run, attempt) for attempt in run.attempts()}
-    return [path for path in sorted(run.slurm_dir.glob("*.out")) if path not in claimed and _size(path)]
+    claimed = {_job(path) for attempt in run.attempts() if (path := slurm_files.output_of(run, attempt))}
+    return [path for path in sorted(run.slurm_dir.glob("*.out")) if _job(path) not in claimed and _size(path)]
+
+
+def _job(output: Path) -> str:
+    """Return the job in the name of an output: 12 of 12_0_log.out, 12_3 of 12_3_0_log.out."""
+    return output.name.removesuffix("_log.out").rpartition("_")[0]
 
 
 def _stack_paths(run: RunFolder, attempt: int, chosen: Selection) -> list[Path]:

@@ -1,6 +1,6 @@
 # One task of `launch.py doctor --probe`: sh probe_node.sh FOLDER NUM_TASKS PYTHON. Prints one line of JSON.
 folder=$1 tasks=$2 python=$3
-host=$(hostname)
+host=${SLURMD_NODENAME:-$(hostname)}
 wrote=false
 if echo "$host" >"$folder/task.${SLURM_PROCID:-0}" 2>/dev/null; then wrote=true; fi
 

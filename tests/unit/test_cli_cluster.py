@@ -269,16 +269,19 @@ def test_what_slurm_wrote_stands_in_for_a_log_that_is_empty(
     slurm_attempt(run, ["fine\n", "fine too\n"], job="5", output="srun: nothing of interest\n")
     slurm_attempt(run, ["half\n", ""], job="6", output="slurmstepd: error: node2 is gone\n")
     slurm_attempt(run, [], job="7", output="module: command not found\n")
+    (run.slurm_dir / "6_1_log.out").write_text("slurm_task.sh: no such file\n")  # of srun's second task
     run.write_outcome(ended(2, Cause.NODE_FAILURE))
     assert said(run, capsys=capsys) == [
         "=== attempt 1 ===", "[rank 0] fine", "[rank 1] fine too",
         "=== attempt 2: node-failure after 0 s, saved step 0 ===",
         "[rank 0] half", "[slurm] slurmstepd: error: node2 is gone",
+        "[slurm] slurm_task.sh: no such file",
         "=== attempt 3 ===", "[slurm] module: command not found",
     ]  # fmt: skip
     assert said(run, "--attempt", "2", "--rank", "0", capsys=capsys)[1:] == ["half"]
     assert said(run, "--attempt", "2", "--rank", "1", capsys=capsys)[1:] == [
-        "[slurm] slurmstepd: error: node2 is gone"
+        "[slurm] slurmstepd: error: node2 is gone",
+        "[slurm] slurm_task.sh: no such file",
     ]
 
 

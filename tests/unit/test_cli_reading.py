@@ -1,14 +1,17 @@
 """config, logs, checkpoints, doctor and errors, as a person meets them."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
+from get3d_cluster import config as configs
 from get3d_cluster.cli import app as app_module
-from get3d_cluster.cli import attached, doctor, logs
+from get3d_cluster.cli import attached, doctor, key_table, logs
 from get3d_cluster.cli.entry import run as command
 from get3d_cluster.core.job import Cause, JobSpec, Outcome
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -53,6 +56,27 @@ def test_every_key_is_listed_with_what_it_means(capsys: pytest.CaptureFixture[st
     keys = {key["key"]: key for key in json.loads(capsys.readouterr().out)}
     assert (keys["resources.nodes"]["value"], keys["resources.nodes"]["default"]) == (4, 1)
     assert keys["synset"]["value"] == "03001627"
+
+
+@pytest.mark.parametrize("width", [80, 119, 120, 160])
+def test_keys_are_grouped_and_readable_at_any_width(width: int) -> None:
+    keys = configs.keys(configs.find_job("pack").Config)
+    screen = Console(width=width, file=io.StringIO(), highlight=False)
+    for part in key_table.shown(keys, {"shard_mb": 32}, width):
+        screen.print(part)
+    lines = screen.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert all(key.path in text for key in keys)
+    assert "Size at which a shard is closed; it is held in memory while it is packed." in text
+    assert ("shard_mb=32 int, default 64" if width < 120 else "shard_mb 32 64 int") in text
+    titles = [line.strip() for line in lines if line.startswith("resources") and "." not in line]
+    assert titles == ["resources", "resources, for SLURM only"]
+
+
+def test_every_key_for_slurm_only_is_one_of_the_resources() -> None:
+    paths = {key.path for key in configs.keys(configs.find_job("pack").Config)}
+    assert paths >= key_table.SLURM_KEYS
 
 
 @pytest.mark.parametrize(
