@@ -168,9 +168,10 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def queue_folder() -> Path:
     """Return where the local scheduler keeps its state: GET3D_QUEUE, or the user's state folder."""
-    chosen = os.environ.get("GET3D_QUEUE")
+    if chosen := os.environ.get("GET3D_QUEUE"):
+        return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(chosen) if chosen else Path(state) / "get3d_cluster" / "queue"
+    return Path(state) / "get3d_cluster" / "queue"
 
 
 def num_slots() -> int:

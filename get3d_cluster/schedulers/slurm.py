@@ -213,7 +213,6 @@ class SlurmScheduler:
                 exclude=self._excluded(run),
                 folders=[str(run.path), code],
             )
-            parameters["setup"] = list(setup_lines(run, resources, code, python, part, whole=whole))
             num_elements = 0 if whole or element is not None else part.count
             found.append(Submission(parameters=parameters, python=command, num_elements=num_elements))
         return found

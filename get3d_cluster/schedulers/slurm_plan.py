@@ -132,7 +132,7 @@ def parameters(  # noqa: PLR0913  each is a fact of another owner
 ) -> dict[str, Any]:
     """Translate into what ``submitit.SlurmExecutor.update_parameters`` takes.
 
-    ``setup`` comes after the lines of ``resources.setup``. ``exclude`` is added to ``resources.exclude``; ``folders``
+    ``setup`` holds the lines of ``resources.setup`` where they belong. ``exclude`` is added to ``resources.exclude``; ``folders``
     are what a container sees besides ``resources.mounts``. Without a time limit sbatch gets no --time at all, so that
     the partition's own limit holds: UNLIMITED would wait forever in a partition that has one.
 
@@ -163,7 +163,7 @@ def parameters(  # noqa: PLR0913  each is a fact of another owner
         "signal_delay_s": signal_s(resources.grace_s),
         "stderr_to_stdout": True,
         "array_parallelism": resources.array_limit or NO_ARRAY_LIMIT,
-        "setup": [*resources.setup, *setup],
+        "setup": list(setup),
         "teardown": list(teardown),
         "srun_args": srun_arguments(resources, folders),
         "additional_parameters": {**ours, **flags},
@@ -220,7 +220,8 @@ def worker_command(resources: Resources, python: str, task_script: str, folders:
         words += ["apptainer", "exec", *(["--nv"] if resources.gpus_per_worker else [])]
         for folder in _seen(resources, folders):
             words += ["--bind", folder]
-        words.append(image)
+        # Apptainer is written in Go, which starts a program with signals at their defaults again.
+        words += [image, "sh", "-c", 'trap "" TERM USR1 USR2 INT; exec "$@"', "sh"]
     return shlex.join([*words, "python3" if runtime else python])
 
 

@@ -139,7 +139,13 @@ def test_the_whole_script_of_a_large_job():
     folders = ["/runs/car"]
     command = slurm_plan.worker_command(resources, "/usr/bin/python3.11", "/runs/my car/t.sh", folders)
     text = script(
-        resources, command, setup=["start"], teardown=["end"], begin_s=10, exclude=["bad1"], folders=folders
+        resources,
+        command,
+        setup=["module load cuda", "start"],
+        teardown=["end"],
+        begin_s=10,
+        exclude=["bad1"],
+        folders=folders,
     )
     assert text == (
         """\
@@ -227,11 +233,15 @@ def test_the_workers_start_through_the_task_script_in_or_out_of_a_container():
         "--bind",
         "/data:/in",
         "docker://a:1",
+        "sh",
+        "-c",
+        'trap "" TERM USR1 USR2 INT; exec "$@"',
+        "sh",
         "python3",
     ]
     assert shlex.split(command(image, "/py", "/r/t.sh", ["/r one"])) == words
     gpu = Resources(container="apptainer:i.sif", gpus_per_worker=1)
-    assert "exec --nv i.sif python3" in command(gpu, "/py", "/r/t.sh", [])
+    assert "exec --nv i.sif sh" in command(gpu, "/py", "/r/t.sh", [])
     with pytest.raises(UsageError, match="comma"):
         command(gpu, "/py", "/r/t.sh", ["/a,b"])
 
