@@ -7,6 +7,8 @@ a flipped bit, and in whose folder older attempts left their scraps.
 import errno
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import safetensors.torch  # noqa: F401  loaded here once, not in each child
 import torch
 
 from get3d_cluster.attempt import run_worker
+from get3d_cluster.dist.tree import GradientReducer
 from get3d_cluster.errors import ExitCode
 from get3d_cluster.runtime.checkpoint import list_checkpoints
 from get3d_cluster.runtime.events import read_rows
@@ -85,18 +88,19 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def calls_of(wounded: RunFolder, folder: Path) -> list[str]:
-    """Return the kinds of the calls of the attempt that nothing disturbs."""
+def calls_of(wounded: RunFolder, folder: Path) -> list[tuple[int, str, str]]:
+    """Return number, kind and first folder of the calls of the attempt that nothing disturbs."""
     run = copy_of(wounded, folder / "undisturbed")
-    kinds = folder / "kinds"
+    notes = folder / "calls"
 
     def note(call: Call) -> Any:
-        with kinds.open("a") as file:
-            file.write(call.kind + "\n")
+        with notes.open("a") as file:
+            file.write(f"{call.number} {call.kind} {(*call.path.relative_to(run.path).parts, '.')[0]}\n")
         return call.go()
 
     assert attempt(run, note) == 0, log_of(run)
-    return kinds.read_text().split()
+    rows = [line.split() for line in notes.read_text().splitlines()]
+    return [(int(number), kind, part) for number, kind, part in rows]
 
 
 def copy_of(run: RunFolder, path: Path) -> RunFolder:
@@ -127,7 +131,7 @@ def sweep(
 ) -> int:
     """Break an attempt by ``act`` at each of its calls of ``kinds``, then come back; return how many there were."""
     count = 0
-    for number, kind in enumerate(calls_of(wounded, folder), 1):
+    for number, kind, _ in calls_of(wounded, folder):
         if kind not in kinds:
             continue
 
@@ -142,6 +146,42 @@ def sweep(
         shutil.rmtree(run.path)
         count += 1
     return count
+
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.ESTALE)
+CANNOT_READ = (errno.EIO, errno.ESTALE, errno.EACCES)
+
+
+def failing(at: int, number: int, *, stays: bool = False) -> Meet:
+    """Fail the call ``at``, and with ``stays`` every change after it."""
+
+    def meet(call: Call) -> Any:
+        if call.number == at or (stays and call.number > at and call.kind in CHANGES):
+            raise OSError(number, os.strerror(number), str(call.path))
+        return call.go()
+
+    return meet
+
+
+def errors_of(kind: str) -> tuple[int, ...]:
+    return CANNOT_WRITE if kind in CHANGES else CANNOT_READ
+
+
+def fail_at(
+    wounded: RunFolder, uninterrupted: str, path: Path, meet: Meet, codes: frozenset[int] | None
+) -> None:
+    """Make an attempt with a failing disk: it ends with one of ``codes``; then the next one comes to the same end."""
+    run = copy_of(wounded, path)
+    code = attempt(run, meet)
+    if codes is not None:
+        assert code in codes, f"{path.name} ended with {code}: {log_of(run)}"
+        assert code == ExitCode.BUG or "Traceback" not in log_of(run)
+    check_that_nothing_half_is_published(run, is_set_aside=any(run.checkpoints_dir.glob(".damaged-*")))
+    if code == 0:
+        assert final_digest(run) == uninterrupted
+    else:
+        check_the_end(run, uninterrupted, cleaned=not run.is_done())
+    shutil.rmtree(run.path)
 
 
 def break_by_kind(call: Call) -> None:
@@ -162,3 +202,90 @@ def test_killed_torn_or_without_power_at_any_call_it_comes_to_the_same_end(
     wounded: RunFolder, uninterrupted: str, tmp_path: Path, act: Meet
 ) -> None:
     assert sweep(wounded, uninterrupted, tmp_path, CHANGES, act, rows=act is not lose_power) > 100
+
+
+def test_any_error_of_the_storage_is_told_and_costs_no_bit(
+    wounded: RunFolder, uninterrupted: str, tmp_path: Path
+) -> None:
+    count = 0
+    for number, kind, part in calls_of(wounded, tmp_path):
+        if part in ("checkpoints", "leases"):
+            errors = errors_of(kind)
+            codes = {0, ExitCode.STORAGE} | (set() if kind in CHANGES else {ExitCode.NO_CHECKPOINT})
+            if kind == "list":  # of the folder of the run, to say how far it is: as any crash, it comes back
+                codes.add(ExitCode.BUG)
+            meet = failing(number, errors[count % len(errors)])
+            fail_at(wounded, uninterrupted, tmp_path / f"{number}-{kind}", meet, frozenset(codes))
+            count += 1
+    assert count > 80
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("stays", [False, True], ids=["once", "from-there-on"])
+def test_any_error_of_any_call_costs_no_bit(
+    wounded: RunFolder, uninterrupted: str, tmp_path: Path, stays: bool
+) -> None:
+    for number, kind, _ in calls_of(wounded, tmp_path):
+        for error in errors_of(kind):
+            meet = failing(number, error, stays=stays)
+            fail_at(wounded, uninterrupted, tmp_path / f"{number}-{kind}-{error}", meet, None)
+
+
+def test_no_file_that_only_shows_where_the_run_is_decides_where_it_goes_on(
+    wounded: RunFolder, uninterrupted: str, tmp_path: Path
+) -> None:
+    hints = ("lease.json", "progress.json", "events.jsonl", "metrics.jsonl")
+    for garbage in (b"", b"{", b"step-000000009", bytes(300)):
+        run = copy_of(wounded, tmp_path / "run")
+        for hint in hints:
+            (run.path / hint).write_bytes(garbage)
+        check_the_end(run, uninterrupted, rows=False)
+        assert [row["step"] for row in read_rows(run.metrics_path)] == [3, 4, 5, 6]
+        shutil.rmtree(run.path)
+    (run := copy_of(wounded, tmp_path / "run")).progress_path.unlink()
+    run.lease_path.unlink()
+    check_the_end(run, uninterrupted)
+
+
+def test_a_run_goes_on_wherever_its_folder_was_moved(
+    wounded: RunFolder, uninterrupted: str, tmp_path: Path
+) -> None:
+    copy_of(wounded, tmp_path / "here").path.rename(tmp_path / "elsewhere")
+    check_the_end(RunFolder(tmp_path / "elsewhere"), uninterrupted)
+
+
+def test_a_notice_between_any_two_micro_shards_is_obeyed_after_the_whole_step(
+    uninterrupted: str, tmp_path: Path
+) -> None:
+    shards = 4
+    for at in range(1, 3 * shards, 2):
+        run = a_run(tmp_path / f"after-{at}")
+
+        def act(at: int = at, run: RunFolder = run) -> int:
+            tell_after(GradientReducer, "add", at)
+            notices = Notices()
+            notices.install()
+            return run_worker([str(run.path)], notices)
+
+        assert in_a_child(act, tmp_path / f"{run.name}.log") == ExitCode.SUSPENDED, log_of(run)
+        outcome = run.outcome(1)
+        assert outcome is not None
+        assert outcome.saved_step == outcome.end_step == (at + shards - 1) // shards
+        check_the_end(run, uninterrupted)
+
+
+def tell_after(owner: type, name: str, at: int) -> None:
+    """Send this process a real signal after its call number ``at`` of a method, and wait until it was noted."""
+    real, count = getattr(owner, name), 0
+
+    def told(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        result = real(*args, **options)
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        return result
+
+    setattr(owner, name, told)
