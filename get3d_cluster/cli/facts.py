@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from get3d_cluster.config import read_section
-from get3d_cluster.core.job import JobSpec, Outcome, RetryConfig
+from get3d_cluster.core.job import Cause, JobSpec, Outcome, RetryConfig
 from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
@@ -53,7 +53,7 @@ class Facts:
     goodput: Goodput = field(default_factory=Goodput)
     """Where the time of all attempts went."""
     retry: RetryConfig = field(default_factory=RetryConfig)
-    """Read only for a run that stands still: nothing else is decided by it, and YAML is slow."""
+    """Read only where something is decided by it, since YAML is slow."""
     held: str = ""
     """Why the scheduler gave the run up until a person resumes it (hold.json)."""
     stopped: str = ""
@@ -85,13 +85,15 @@ class Inquiry:
             return Facts(
                 name=run.name, path=str(run.path), spec=None, is_done=run.is_done(), standing=standing
             )
-        now = time.time()
-        progress = _progress(run)
-        saved_step, saved_t = _newest_checkpoint(run)
+        # In this order a run that ends meanwhile is DONE with all it did, not LOST with half of it.
         standing = self._standing(run, spec)
         attempts, outcomes = run.attempts(), _outcomes(run)
-        is_done = run.is_done()  # asked last: a run that ended meanwhile is DONE, not LOST
-        stands_still = not is_done and standing.state != "running"
+        is_done = run.is_done()
+        post_mortem = None if is_done else self._post_mortem(run, standing, attempts, outcomes)
+        ends = [*outcomes, *([post_mortem] if post_mortem else [])]
+        progress = _progress(run)
+        saved_step, saved_t = _newest_checkpoint(run)
+        now = time.time()
         return Facts(
             name=run.name,
             path=str(run.path),
@@ -101,13 +103,13 @@ class Inquiry:
             silent_s=self._silent_s(spec, standing),
             attempts=attempts,
             outcomes=outcomes,
-            post_mortem=None if is_done else self._post_mortem(run, standing, attempts, outcomes),
+            post_mortem=post_mortem,
             progress=progress,
             progress_age_s=now - progress["t"] if "t" in progress and not _is_abandoned(run) else None,
             saved_step=saved_step,
             saved_age_s=max(0.0, now - saved_t) if saved_t else None,
             goodput=goodput_of(run).total,
-            retry=_retry(run) if stands_still and attempts else RetryConfig(),
+            retry=_retry(run) if not is_done and _is_retry_asked(standing, ends) else RetryConfig(),
             held=_word(run.hold_path, "why"),
             stopped=_word(run.stopped_path, "cause"),
         )
@@ -156,6 +158,18 @@ def open_attempts(facts: Facts) -> list[int]:
     """Return the attempts that left no outcome."""
     ended = {outcome.attempt for outcome in facts.outcomes}
     return [attempt for attempt in facts.attempts if attempt not in ended]
+
+
+def _is_retry_asked(standing: Standing, ends: Sequence[Outcome]) -> bool:
+    """Say whether how the run stands depends on how often it may come back."""
+    clear = (Cause.FINISHED, Cause.SUSPENDED, Cause.CANCELLED, Cause.REFUSED)
+    return standing.state != "running" and any(
+        outcome.cause not in clear for outcome in _newest_of_elements(ends)
+    )
+
+
+def _newest_of_elements(ends: Sequence[Outcome]) -> list[Outcome]:
+    return list({outcome.element: outcome for outcome in ends}.values())
 
 
 def _is_abandoned(run: RunFolder) -> bool:
