@@ -127,3 +127,36 @@ def test_ctrl_c_suspends_and_resume_goes_on(tmp_path: Path) -> None:
     assert "=== attempt 1: suspended" in lines[0]
     again = launch(*words, env=environment)
     assert (again.returncode, "is done already" in again.stdout) == (0, True)
+
+
+def test_a_chain_runs_link_after_link_although_the_first_is_suspended_on_its_way(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    environment = {**os.environ, "GET3D_QUEUE": str(tmp_path / "queue"), "GET3D_SLOTS": "2"}
+    job, where = "tests.jobs_for_tests.slow_items", ["--runs", str(runs)]
+    items = {"a": 80, "b": 4, "c": 4}
+    links = [[job, "--name", name, f"out={tmp_path / name}", f"items={items[name]}"] for name in "abc"]
+    words = ["submit", *where, *links[0], "--then", *links[1], "--then", *links[2]]
+    submitted = launch(*words, env=environment)
+    assert submitted.returncode == 0, submitted.stderr
+    assert [line.split()[0] for line in submitted.stdout.splitlines()] == ["a", "b", "c", "watch"]
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "a").glob("*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert launch("suspend", "a", *where, env=environment).returncode == 0
+    rows = json.loads(launch("status", "--json", *where, env=environment).stdout)
+    assert [(row["state"], row["attempt"]) for row in rows] == [
+        ("SUSPENDED", 1),
+        ("PENDING", 0),
+        ("PENDING", 0),
+    ]
+    assert "waits for run a" in rows[1]["why"]
+    assert launch("resume", "--all", *where, env=environment).returncode == 0
+    watched = launch("status", "--watch", *where, env=environment)
+    assert watched.returncode == 0
+    last = {line.split()[0]: line.split()[1] for line in watched.stdout.splitlines()}
+    assert last == dict.fromkeys("abc", "DONE")
+    started = [
+        RunFolder(runs / name).attempts_dir.joinpath("0001", "env.json").stat().st_mtime for name in "bc"
+    ]
+    ended = [(runs / name / "DONE").stat().st_mtime for name in "ab"]
+    assert all(end < start for end, start in zip(ended, started, strict=True))
