@@ -31,6 +31,9 @@ from get3d_cluster.schedulers.slurm_plan import PENDING_STATES, Chunk, Promise, 
 
 GATE_S = 15.0
 """A run whose predecessors are not done, and have no job to wait for, looks again after so long."""
+GATE_SHARE = 0.1
+LONGEST_GATE_S = 600.0
+"""It looks again less often the longer it waits: after this part of the time so far, up to so long."""
 SUBMIT_S = 60.0
 ASK_S = 1.0
 """Longest wait of a worker for SLURM's word about its end, twice at most: the save comes after it."""
@@ -94,8 +97,8 @@ class SlurmScheduler:
         standing = slurm_plan.standing_of(rows)
         missing = [other for other in predecessors(run) if not other.is_done()]
         if standing.state == "pending" and missing:
-            names = ", ".join(other.name for other in missing)
-            return Standing(state="pending", why=f"waits for run {names}", job=standing.job)
+            awaited = ", ".join(map(awaited_of, missing))
+            return Standing(state="pending", why=f"waits for run {awaited}", job=standing.job)
         return standing
 
     def stop_reason(self, run: RunFolder, attempt: int) -> StopReason:
@@ -192,7 +195,8 @@ class SlurmScheduler:
         code = str(code_folder(run))
         python = spec.python if spec and spec.python else sys.executable
         command = slurm_plan.worker_command(resources, python, f"{code}/{TASK_SCRIPT}", [str(run.path), code])
-        gate = gate_of(after, follows=follows and element is None)
+        waited_s = slurm_files.since_submitted_s(run) if follows else 0.0
+        gate = gate_of(after, follows=follows and element is None, waited_s=waited_s)
         delay_s = max(delay_s, gate.delay_s)
         whole = not resources.array
         parts = (
@@ -277,11 +281,12 @@ class Gate:
     delay_s: float = 0.0
 
 
-def gate_of(after: Sequence[RunFolder], *, follows: bool) -> Gate:
+def gate_of(after: Sequence[RunFolder], *, follows: bool, waited_s: float = 0.0) -> Gate:
     """Return what keeps a job back: the one before it of the same run, the jobs of the runs it comes after.
 
     ``afterok`` would never be satisfied once a parent was requeued after a failure: the start of the batch script asks
-    whether the parents are DONE. One that has no job to wait for is asked again after a while.
+    whether the parents are DONE. One that has no job to wait for, since it waits for a person, is asked again after a
+    while, which grows with ``waited_s``.
     """
     words = ["singleton"] if follows else []
     delay_s = 0.0
@@ -290,8 +295,25 @@ def gate_of(after: Sequence[RunFolder], *, follows: bool) -> Gate:
             continue
         ids = _live_ids(other)
         words += [f"afterany:{id_}" for id_ in ids]
-        delay_s = delay_s if ids else GATE_S
+        delay_s = delay_s if ids else max(GATE_S, min(GATE_SHARE * waited_s, LONGEST_GATE_S))
     return Gate(dependency=",".join(words), delay_s=delay_s)
+
+
+def awaited_of(run: RunFolder) -> str:
+    """Return the name of a run that others wait for, and why it will not come by itself, if that is so.
+
+    >>> awaited_of(RunFolder(Path("runs/pack")))
+    'pack (its folder is gone)'
+    """
+    if not run.spec_path.is_file():
+        return f"{run.name} (its folder is gone)"
+    if _live_ids(run):
+        return run.name
+    outcomes = run.outcomes()
+    why = notes.why_away(run)
+    if not why and outcomes and outcomes[-1].cause is Cause.REFUSED:
+        why = f"failed: {outcomes[-1].message}".splitlines()[0]
+    return f"{run.name} ({why})" if why else run.name
 
 
 def jobs_now(run: RunFolder) -> list[QueueRow]:

@@ -73,6 +73,13 @@ def jobs(run: RunFolder) -> list[str]:
     return [str(row["id"]) for row in read_rows(run.slurm_dir / "jobs.jsonl") if "id" in row]
 
 
+def since_submitted_s(run: RunFolder) -> float:
+    """Return how long ago a person submitted the run last, about; 0 if never."""
+    rows = read_rows(run.slurm_dir / "jobs.jsonl")
+    times = [float(row["t"]) for row in rows if row.get("why") == SUBMITTED and "t" in row]
+    return max(0.0, time.time() - times[-1]) if times else 0.0
+
+
 def recent_outcomes(run: RunFolder, element: int | None) -> list[Outcome]:
     """Return the outcomes since a person last submitted the run: what is older spends no budget."""
     rows = [row for row in read_rows(run.slurm_dir / "jobs.jsonl") if row.get("why") == SUBMITTED]
