@@ -1,6 +1,9 @@
 """Signals and deaths that need real processes: inside a collective, while leaving, asleep for long."""
 
+import dataclasses
+import json
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 from get3d_cluster.core.job import Cause
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.schedulers.local_files import QueueFolder
+from tests.launching import launch, status, wait_until
 from tests.workers import final_digest, logs, make_run, run_to_end, start, stop, wait, wait_for_step
 
 UNEVEN = "tests.jobs_for_tests.uneven"
@@ -83,3 +88,20 @@ def test_a_thread_that_never_ends_keeps_no_worker_once_all_is_saved(
     workers = start(run)
     assert wait(workers, 60) == [0], logs(run)
     assert final_digest(run) == uninterrupted
+
+
+def test_exit_codes_that_are_lost_on_the_way_change_nothing(queue: QueueFolder, tmp_path: Path) -> None:
+    swallowing = tmp_path / "python"
+    swallowing.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit 0\n')
+    swallowing.chmod(0o755)
+    run = make_run(tmp_path / "run", "tests.jobs_for_tests.slow_parts", "fail=0@3", "retry.max_crashes=1")
+    run.write_spec(dataclasses.replace(run.spec(), python=str(swallowing)))
+    assert launch("resume", run.path).returncode == 0
+    outcome = wait_until(lambda: run.outcome(1))
+    assert (outcome.cause, outcome.exit_code) == (Cause.CRASHED, 1)
+    assert "the weather" in outcome.message
+    exits = wait_until(lambda: (path := run.attempt_dir(1) / "exit.json").exists() and path.read_text())
+    assert json.loads(exits)["codes"] == {"0": 0}
+    row = wait_until(lambda: (row := status(run))["state"] == "HELD" and row)
+    assert "the weather" in row["why"]
+    assert not run.is_done()
