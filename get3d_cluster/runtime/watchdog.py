@@ -151,6 +151,7 @@ class Verdict:
     ranks: tuple[int, ...]
     """Empty if nothing tells them from the others."""
     hosts: tuple[str, ...]
+    """Their nodes, as far as they are known."""
     what: str
     """In words."""
 
@@ -191,11 +192,12 @@ def stacks_path(folder: Path, rank: int) -> Path:
     return folder / f"stacks.rank{rank:04d}.txt"
 
 
-def hung_hosts(folder: Path) -> tuple[str, ...]:
-    """Return the nodes whose workers hung in the attempt of ``folder``; empty if none is known."""
-    with contextlib.suppress(Get3dError, TypeError):
-        return tuple(str(host) for host in read_json(folder / VERDICT).get("hosts", ()))
-    return ()
+def read_verdict(folder: Path) -> Verdict | None:
+    """Return who hung in the attempt of ``folder``; None if nobody did, or it is not known yet."""
+    with contextlib.suppress(Get3dError, KeyError, TypeError):
+        data = read_json(folder / VERDICT)
+        return Verdict(ranks=tuple(data["ranks"]), hosts=tuple(data["hosts"]), what=data["what"])
+    return None
 
 
 def verdict(heartbeats: Sequence[Heartbeat], ranks: Sequence[int], hang_s: float) -> Verdict:
@@ -312,21 +314,30 @@ class Watchdog:
         write_json(heartbeat_path(self._folder, self._rank), asdict(heartbeat))
 
     def _tell(self) -> None:
-        """Write stacks and reason; the worker that found it first calls the others and speaks for them."""
+        """Write stacks and reason; the worker that found it first calls the others and judges for all."""
         with contextlib.suppress(Get3dError, OSError):
             is_first = len(self._ranks) == 1 or create(self._folder / VERDICT, b"{}")
             _write_stacks(stacks_path(self._folder, self._rank))
             self._has_stacks = True
             self._show()
-            found = verdict(self._heartbeats(), self._ranks, self._limit_s)
+            told = None if is_first else self._told()
+            found = told or verdict(self._heartbeats(), self._ranks, self._limit_s)
             lines = (found.what, self._way_out(found))
             _say(*lines)
-            failure = Failure(rank=self._rank, exit_code=int(ExitCode.HUNG), lines=lines)
-            failures.leave(self._folder, failure)
-            if is_first:
-                write_json(self._folder / VERDICT, asdict(found))
+            failures.leave(self._folder, Failure(rank=self._rank, exit_code=int(ExitCode.HUNG), lines=lines))
+            if told is None:
                 log = EventLog(self._run.events_path, self._attempt, self._rank)
                 log.write("hung", step=self._pulse.step, phase=self._pulse.phase, **asdict(found))
+                write_json(self._folder / VERDICT, asdict(found))  # last: the others leave when they read it
+
+    def _told(self) -> Verdict | None:
+        """Return what the first worker found, or None if it says nothing for too long."""
+        end_s = time.monotonic() + 2 * PEERS_S
+        while time.monotonic() < end_s:
+            if found := read_verdict(self._folder):
+                return found
+            time.sleep(min(0.5, self._tick_s))
+        return None
 
     def _heartbeats(self) -> list[Heartbeat]:
         """Return the heartbeats of the attempt once all its workers came to their stacks, or after a while."""

@@ -9,7 +9,7 @@ from get3d_cluster.core.job import Cause, Resources
 from get3d_cluster.errors import ExitCode
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.goodput import goodput_of
-from get3d_cluster.runtime.watchdog import hung_hosts, read_heartbeats, stacks_path
+from get3d_cluster.runtime.watchdog import read_heartbeats, read_verdict, stacks_path
 from get3d_cluster.schedulers import open_scheduler
 from tests.launching import wait_until
 from tests.workers import PLAIN, final_digest, logs, make_run, run_to_end, start, stop, wait, wait_for_step
@@ -29,7 +29,9 @@ def test_a_hang_is_found_explained_with_all_stacks_and_the_run_comes_back_by_its
     assert outcome.message.startswith("rank 1 on ")
     folder = run.attempt_dir(1)
     assert str(stacks_path(folder, 1)) in outcome.message
-    assert len(hung_hosts(folder)) == 1
+    found = read_verdict(folder)
+    assert found is not None
+    assert (found.ranks, found.hosts) == ((1,), (read_heartbeats(folder)[1].node,))
     assert "in sleep_forever_here" in stacks_path(folder, 1).read_text()
     waiting = stacks_path(folder, 0).read_text()
     assert "in all_gather" in waiting

@@ -15,10 +15,10 @@ from get3d_cluster.runtime.watchdog import (
     Heartbeat,
     Pulse,
     Watchdog,
-    hung_hosts,
     process_age_s,
     read_heartbeat,
     read_heartbeats,
+    read_verdict,
     verdict,
 )
 
@@ -184,9 +184,9 @@ def test_what_cannot_be_read_is_no_heartbeat_and_no_node(tmp_path: Path) -> None
     (tmp_path / "heartbeat.rank0000.json").write_text('{"rank": 0, "node"')
     write_json(tmp_path / "heartbeat.rank0001.json", {"rank": 1, "node": "n1", "later": 1})
     assert [(beat.rank, beat.node, beat.step) for beat in read_heartbeats(tmp_path)] == [(1, "n1", 0)]
-    assert hung_hosts(tmp_path) == ()
+    assert read_verdict(tmp_path) is None
     (tmp_path / "hung.json").write_text("{}")
-    assert hung_hosts(tmp_path) == ()
+    assert read_verdict(tmp_path) is None
 
 
 def test_native_stacks_are_asked_of_py_spy_where_it_is(
