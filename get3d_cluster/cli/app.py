@@ -139,8 +139,7 @@ def submit(
         _tell(links[0].run, submission.submit(links[0]), runs_dir)
         return
     for link, submitted in zip(links, submission.submit_chain(links), strict=True):
-        waits = f", after {', '.join(parent.name for parent in link.after)}" if link.after else ""
-        say(f"{_became(link.run, submitted, runs_dir)}{waits}")
+        say(_became(link.run, submitted, runs_dir))
     say(f"  watch   python launch.py status --watch{_where(runs_dir)}")
 
 
@@ -336,7 +335,6 @@ def resume(
         raise UsageError("name one run, or give --all or --cause", "python launch.py resume RUN")
     if run:
         found = runs.find_run(runs_dir, run)
-        stopping.write_post_mortems(found)
         _tell(found, submission.resume(found), runs_dir)
         return
     stopping.resume_many(stopping.resumable(runs.all_runs(runs_dir), cause))
@@ -537,12 +535,15 @@ def _tell(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> No
 
 def _became(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> str:
     as_job = f" as {submitted.job}" if submitted.job else ""
+    parents = [RunFolder(Path(path)) for path in run.spec().after]
+    missing = ", ".join(parent.name for parent in parents if not parent.is_done())
+    waits = f", after {missing}" if missing else ""
     return {
         "done": f"{run.name} is done already; see: python launch.py report {run.name}{_where(runs_dir)}",
-        "pending": f"{run.name} is queued already{as_job}",
+        "pending": f"{run.name} is queued already{as_job}{waits}",
         "running": f"{run.name} is running already{as_job}",
-        "queued": f"{run.name} is queued{as_job}",
-        "continued": f"{run.name} continues at step {run.saved_step()}, queued{as_job}",
+        "queued": f"{run.name} is queued{as_job}{waits}",
+        "continued": f"{run.name} continues at step {run.saved_step()}, queued{as_job}{waits}",
     }[submitted.state]
 
 

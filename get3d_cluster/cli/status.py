@@ -170,7 +170,7 @@ def _absent_state(facts: Facts) -> tuple[RunState, str]:
     if facts.stopped in _STOPPED:
         return _STOPPED[facts.stopped], _first_line(last) or f"{facts.stopped} before it started"
     if not facts.attempts:
-        return RunState.NEW, facts.standing.why or "never queued: give the submit command again"
+        return RunState.NEW, facts.standing.why or "not queued: give the submit command again"
     found = [_left_state(facts, element) for element in _by_element(ends)]
     found = [pair for pair in found if pair[0] is not RunState.DONE]
     if _is_open(facts):

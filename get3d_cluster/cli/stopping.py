@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from get3d_cluster.cli import status, submission
-from get3d_cluster.cli.facts import Inquiry, gather, open_attempts
+from get3d_cluster.cli.endings import write_post_mortems
+from get3d_cluster.cli.facts import Inquiry, gather
 from get3d_cluster.cli.output import duration, say
 from get3d_cluster.config import read_section
 from get3d_cluster.core.job import Cause, Resources, RunState
@@ -69,23 +70,6 @@ def resumable(found: Sequence[RunFolder], cause: Cause | None) -> list[RunFolder
         write_post_mortems(run)
     rows = [status.row_of(facts) for facts in Inquiry().look(found)]
     return [run for run, row in zip(found, rows, strict=True) if is_wanted(row, cause)]
-
-
-def write_post_mortems(run: RunFolder) -> None:
-    """Write the outcomes of attempts that left none, as far as the scheduler of a run that stands still knows them.
-
-    Of a job array each attempt counts, otherwise the newest alone: what came before it is history. An attempt whose
-    worker still lives, on a node that the scheduler lost, writes none any more: the next attempt fences it out.
-    """
-    facts = gather(run)
-    if facts.spec is None or facts.is_done or facts.standing.state != "absent":
-        return
-    is_array = any(outcome.element is not None for outcome in facts.outcomes)
-    scheduler = open_scheduler(facts.spec.scheduler)
-    for attempt in open_attempts(facts) if is_array else open_attempts(facts)[-1:]:
-        outcome = scheduler.post_mortem(run, attempt)
-        if outcome is not None and run.outcome(attempt) is None:
-            run.write_outcome(outcome)
 
 
 def is_wanted(row: status.Row, cause: Cause | None) -> bool:

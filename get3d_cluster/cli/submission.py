@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from get3d_cluster.cli.endings import write_post_mortems
 from get3d_cluster.cli.runs import check_name, find_run
 from get3d_cluster.cli.snapshot import write_snapshot
 from get3d_cluster.config import (
@@ -181,6 +182,7 @@ def resume(run: RunFolder) -> Submitted:
     if standing.state in ("pending", "running"):
         return Submitted(state=standing.state, job=standing.job, why=standing.why)
     _refuse_unknown(run, standing)
+    write_post_mortems(run)
     after = _still_there(run, [RunFolder(Path(path)) for path in spec.after])
     _rewrite(run, dataclasses.replace(spec, after=_paths(after)))
     resources = read_section(Resources, run.config_path, "resources")
@@ -196,6 +198,7 @@ def _submit(prepared: Prepared, standing: Standing) -> Submitted:
         standing = check(prepared)  # somebody else was faster
     if standing.state in ("pending", "running"):
         return Submitted(state=standing.state, job=standing.job, why=standing.why)
+    write_post_mortems(prepared.run)
     _update(prepared)
     return Submitted(state="continued", job=_queue(prepared))
 

@@ -116,7 +116,7 @@ def test_the_same_chain_again_goes_on_where_it_stands(runs: Path, capsys: pytest
     assert chained(runs, *links) == 0
     out = capsys.readouterr().out
     assert "r is done already" in out
-    assert "p continues at step 0, queued as 17, after r" in out
+    assert "p continues at step 0, queued as 17\n" in out
     assert "t is queued already as 17, after p" in out
 
 

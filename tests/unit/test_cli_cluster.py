@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from get3d_cluster.cli import logs, stopping, watch
+from get3d_cluster.cli.endings import write_post_mortems
 from get3d_cluster.cli.entry import run as command
 from get3d_cluster.cli.facts import Facts
 from get3d_cluster.cli.status import Row, row_of
@@ -74,9 +75,10 @@ def test_resume_by_cause_finds_attempts_that_left_no_word(tmp_path: Path) -> Non
     ]
 
 
-def test_resume_of_one_run_writes_how_its_attempt_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["resume", "a"], ["submit", JOB, "--name", "a", "nodes=2"]])
+def test_a_run_that_comes_back_has_written_how_its_attempt_ended(tmp_path: Path, words: list[str]) -> None:
     run = left_without_a_word(tmp_path, "a", Cause.CANCELLED)
-    assert command(["resume", "a", "--runs", str(tmp_path)]) == 0
+    assert command([*words, "--runs", str(tmp_path)]) == 0
     assert run.outcomes() == [FakeScheduler.endings["a", 1]]
     assert FakeScheduler.calls == [("submit", "a", 2, [])]
 
@@ -107,7 +109,7 @@ def test_every_element_of_an_array_is_looked_after_but_only_the_newest_attempt_o
             run.new_attempt()
             FakeScheduler.endings[name, number] = ended(number, Cause.PREEMPTED, element=element)
         run.write_outcome(ended(2, Cause.CRASHED, element=element))
-        stopping.write_post_mortems(run)
+        write_post_mortems(run)
     assert [outcome.attempt for outcome in RunFolder(tmp_path / "array").outcomes()] == [1, 2, 3, 4]
     assert [outcome.attempt for outcome in RunFolder(tmp_path / "job").outcomes()] == [2, 4]
 

@@ -34,7 +34,7 @@ def facts(*outcomes: Outcome, **more: object) -> Facts:
         (facts(CRASH, stopped="suspended"), "SUSPENDED", "cannot write /disk/x: full"),
         (facts(CRASH, held="3 crashes"), "HELD", "3 crashes: cannot write /disk/x: full"),
         (facts(CRASH, held="3 crashes", standing=Standing(state="pending")), "BACKING-OFF", ": cannot write"),
-        (facts(stopped="nonsense"), "NEW", "never queued"),
+        (facts(stopped="nonsense"), "NEW", "not queued"),
     ],
 )
 def test_stops_and_holds_show_until_the_run_is_queued_again(given: Facts, state: str, why: str) -> None:
