@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from get3d_cluster.core.job import Position, Resources, RetryConfig
+from get3d_cluster.errors import UsageError
 from get3d_cluster.runtime.claims import Claims, Owner
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.session import ItemWork, Session
@@ -25,6 +26,8 @@ class Config:
     """Items that kill the worker that takes them first."""
     crash: tuple[int, ...] = ()
     """Items that kill every worker that takes them."""
+    needs: str = ""
+    """A file without which the job refuses to start."""
     resources: Resources = field(default_factory=Resources)
     retry: RetryConfig = field(default_factory=RetryConfig)
 
@@ -89,6 +92,8 @@ class Files:
 
 
 def make(config: Config, session: Session) -> ItemWork:
+    if config.needs and not Path(config.needs).exists():
+        raise UsageError(f"needs={config.needs} does not exist", "make it")
     config.out.mkdir(parents=True, exist_ok=True)
     time.sleep(config.start_s)
     return Files(config, session)
