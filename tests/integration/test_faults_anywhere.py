@@ -173,6 +173,7 @@ def fail_at(
     """Make an attempt with a failing disk: it ends with one of ``codes``; then the next one comes to the same end."""
     run = copy_of(wounded, path)
     code = attempt(run, meet)
+    assert code != ExitCode.FENCED, "a disk that fails is no newer attempt"
     if codes is not None:
         assert code in codes, f"{path.name} ended with {code}: {log_of(run)}"
         assert code == ExitCode.BUG or "Traceback" not in log_of(run)
