@@ -8,6 +8,8 @@ SLURM in ``slurm_query``; which files there are in ``slurm_files``.
 
 import contextlib
 import dataclasses
+import io
+import os
 import re
 import shlex
 import subprocess
@@ -35,6 +37,9 @@ GATE_SHARE = 0.1
 LONGEST_GATE_S = 600.0
 """It looks again less often the longer it waits: after this part of the time so far, up to so long."""
 SUBMIT_S = 60.0
+LOOKS = 3
+LOOK_AGAIN_S = 2.0
+"""After an sbatch that neither queued nor refused, the queue is looked at so often, so long apart."""
 ASK_S = 1.0
 """Longest wait of a worker for SLURM's word about its end, twice at most: the save comes after it."""
 TASK_SCRIPT = "get3d_cluster/schedulers/slurm_task.sh"
@@ -85,7 +90,7 @@ class SlurmScheduler:
         promise = self._promise(resources)
         submissions = self._submissions(run, resources, promise, after=after, delay_s=delay_s)
         self._test(batch_text(run, submissions[0]), resources)
-        return ",".join([self._sbatch(run, each, slurm_files.SUBMITTED) for each in submissions])
+        return ",".join(self._sbatch_all(run, submissions))
 
     def standing(self, run: RunFolder) -> Standing:
         try:
@@ -249,6 +254,19 @@ class SlurmScheduler:
         )
         raise UsageError(f"SLURM refuses {shape}: {said}", "sinfo -o '%P %D %c %G %l' shows what there is")
 
+    def _sbatch_all(self, run: RunFolder, submissions: Sequence[Submission]) -> list[str]:
+        jobs: list[str] = []
+        for submission in submissions:
+            try:
+                jobs.append(self._sbatch(run, submission, slurm_files.SUBMITTED))
+            except SchedulerError as error:
+                if not jobs:
+                    raise
+                what = f"{error.what}; the elements in {', '.join(jobs)} are queued and will do all the items"
+                way_out = f"to have all elements: suspend {run.name}, then resume it"
+                raise SchedulerError(what, way_out) from error
+        return jobs
+
     def _sbatch(self, run: RunFolder, submission: Submission, why: str) -> str:
         executor = _executor(run, submission)
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -258,19 +276,79 @@ class SlurmScheduler:
         run.slurm_dir.mkdir(parents=True, exist_ok=True)
         start = Start(str(run.path))
         try:
-            with env.outside_of_jobs():
+            with env.outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints it, too
                 if submission.num_elements > 1:
                     jobs = executor.submit_array([start] * submission.num_elements)
                 else:
                     jobs = [executor.submit(start)]
+            job = str(jobs[0].job_id).partition("_")[0]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            said = " ".join(str(error).split())[-300:]
-            way_out = "python launch.py plan shows what was asked"
-            raise SchedulerError(f"sbatch refused {run.name}: {said}", way_out) from error
+            said = " ".join(str(error).split())[-300:] or f"no answer in {SUBMIT_S:g} s"
+            if is_refusal(said):
+                way_out = "python launch.py plan shows what was asked"
+                raise SchedulerError(f"sbatch refused {run.name}: {said}", way_out) from error
+            job = taken_job(run, submission, said)
         slurm_query.forget()
-        job = str(jobs[0].job_id).partition("_")[0]
         slurm_files.note_job(run, job, why)
         return job
+
+
+def is_refusal(said: str) -> bool:
+    """Say whether words of sbatch mean that SLURM has not taken the job; otherwise only the queue can tell.
+
+    >>> is_refusal("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    False
+    """
+    return ("submission failed" in said and not is_unreachable(said)) or "No such file or directory" in said
+
+
+def taken_job(run: RunFolder, submission: Submission, said: str) -> str:
+    """Return the job that SLURM took although sbatch did not say so: it has our comment and name, and is new.
+
+    Raises: SchedulerError if it took none, or if it cannot be asked.
+    """
+    here = env.slurm_job()
+    known = {*slurm_files.jobs(run), *((here.id, here.array) if here else ())}
+    trouble = ""
+    for look in range(LOOKS):
+        time.sleep(LOOK_AGAIN_S * min(look, 1))
+        try:
+            new = {row.array_job or row.job for row in jobs_now(run)} - known
+            named = [
+                job
+                for job in sorted(new, key=int)
+                if slurm_query.job_record(job).get("JobName") == submission.parameters["job_name"]
+            ]
+        except SchedulerError as error:
+            trouble = error.what
+            continue
+        trouble = ""
+        if named:
+            return named[-1]
+    if trouble:
+        what = f"nobody knows whether SLURM took {run.name}: sbatch said {said!r}, then {trouble}"
+        way_out = f"python launch.py status {run.name} shows it once SLURM answers; the same command looks there, too"
+        raise SchedulerError(what, way_out)
+    raise SchedulerError(
+        f"sbatch did not queue {run.name}: {said}", "give the same command again once SLURM answers"
+    )
+
+
+def leave_pickle(run: RunFolder, job: str) -> None:
+    """Write what submitit starts in ``job`` (12 or 12_3), unless whoever submitted it did.
+
+    They may be late, or have died or given up on sbatch although SLURM took the job.
+    """
+    path = run.slurm_dir / f"{job}_submitted.pkl"
+    if path.exists():
+        return
+    from submitit.core.utils import DelayedSubmission
+
+    from get3d_cluster.schedulers.slurm_entry import Start
+
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    DelayedSubmission(Start(str(run.path))).dump(aside)
+    aside.replace(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,7 +531,8 @@ def longest_save_s(run: RunFolder) -> float | None:
 
 def code_folder(run: RunFolder) -> Path:
     """Return where workers import from: the snapshot in the run folder, or else this package's own repository."""
-    return run.code_dir if run.code_dir.is_dir() else Path(__file__).resolve().parents[2]
+    is_there = run.code_dir.is_dir() or not run.spec_path.is_file()  # a submission makes both
+    return run.code_dir if is_there else Path(__file__).resolve().parents[2]
 
 
 def setup_lines(
@@ -506,9 +585,16 @@ def _keep_predecessors(run: RunFolder, after: Sequence[RunFolder]) -> None:
 def _executor(run: RunFolder, submission: Submission) -> Any:
     import submitit
 
+    # Of the class, since submitit makes an executor of its own for an array.
+    submitit.SlurmExecutor._make_submission_command = _sbatch_command  # type: ignore[method-assign,assignment]  # noqa: SLF001
     executor = submitit.SlurmExecutor(folder=run.slurm_dir, python=submission.python)
     executor.update_parameters(**submission.parameters)
     return executor
+
+
+def _sbatch_command(_: object, script: Path) -> list[str]:
+    """Return the call of sbatch, which submitit itself would wait for without end."""
+    return ["timeout", "-k", "5", f"{SUBMIT_S:g}", "sbatch", str(script)]
 
 
 def _live_ids(run: RunFolder) -> list[str]:

@@ -21,7 +21,14 @@ from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
-from get3d_cluster.schedulers.slurm import SlurmScheduler, how_ended, obituary, predecessors, successor_of
+from get3d_cluster.schedulers.slurm import (
+    SlurmScheduler,
+    how_ended,
+    leave_pickle,
+    obituary,
+    predecessors,
+    successor_of,
+)
 from get3d_cluster.schedulers.slurm_files import Place
 from get3d_cluster.schedulers.slurm_plan import Promise
 
@@ -71,6 +78,7 @@ def start(path: Path) -> str:
         warning_s=float(slurm_plan.signal_s(resources.grace_s)),
     )
     slurm_files.write_place(run, attempt, place)
+    leave_pickle(run, place.name)
     variables = env.common_variables(resources.cpus_per_worker) | {
         "GET3D_ATTEMPT": str(attempt),
         "GET3D_HOSTS": ",".join(hosts),
