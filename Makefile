@@ -1,8 +1,6 @@
 # Two commands: `make demo` and `make test`. Everything else is `make help`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
-RENDER_LIBS := libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl1
-PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system demo test test-all check fmt gpu slurm-up slurm-down clean
@@ -13,20 +11,16 @@ help: ## this list
 setup: system .venv/ready .venv-render/ready ## make both environments (training, rendering)
 
 system: ## find missing system libraries; install them if this is root on Debian or Ubuntu
-	@PYTHON="$(PYTHON)" RENDER_LIBS="$(RENDER_LIBS)" sh docker/system.sh
+	@PYTHON="$(PYTHON)" sh docker/system.sh
 
 .venv/ready: requirements.txt pyproject.toml | system
 	@echo "making .venv: torch and the rest of requirements.txt (a few minutes the first time)"
-	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@$(PY) $(PIP) torch==2.13.0
-	@$(PY) $(PIP) -r requirements.txt
-	@$(PY) $(PIP) --quiet --no-deps --editable .
+	@PYTHON="$(PYTHON)" sh docker/install-train.sh .venv
 	@touch $@
 
 .venv-render/ready: requirements-render.txt | system
 	@echo "making .venv-render: Blender as a Python module (about 350 MB the first time)"
-	@test -x .venv-render/bin/python || $(PYTHON) -m venv .venv-render
-	@.venv-render/bin/python $(PIP) -r requirements-render.txt
+	@PYTHON="$(PYTHON)" sh docker/install-render.sh .venv-render
 	@touch $@
 
 demo: setup ## the whole way on this machine: models, Blender, training, preemption, meshes, report

@@ -16,7 +16,7 @@ from get3d_cluster.core.job import Cause, Outcome, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.dist.group import Group, SoloGroup, meet
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
-from get3d_cluster.runtime import failures, lease, loop
+from get3d_cluster.runtime import failures, lease, loop, watchdog
 from get3d_cluster.runtime.checkpoint import Checkpoints
 from get3d_cluster.runtime.env import describe, device_of, host, read_worker_env
 from get3d_cluster.runtime.events import EventLog, MetricLog
@@ -34,6 +34,7 @@ FIRST_ERROR_S = 1.0
 _CAUSES = {
     ExitCode.FENCED: Cause.FENCED,
     ExitCode.HELD: Cause.DIVERGED,
+    ExitCode.HUNG: Cause.HUNG,
     ExitCode.STORAGE: Cause.CRASHED,
     ExitCode.BUG: Cause.CRASHED,
 }
@@ -152,7 +153,8 @@ class _Worker:
         return self._outcome(cause, code, start_step, message="\n".join(failure.lines))
 
     def _work(self) -> loop.Ended:
-        session = self._session(self._meet())
+        pulse = self._watched()
+        session = self._session(watchdog.CountedGroup(self._meet(), pulse), pulse)
         if self._env.is_lead:
             who = {} if self._env.element is None else {"element": self._env.element}
             hosts = self._env.hosts
@@ -187,7 +189,19 @@ class _Worker:
     def _device(self) -> str:
         return device_of(self._env, self._config.resources.gpus_per_worker)
 
-    def _session(self, group: Group) -> Session:
+    def _watched(self) -> watchdog.Pulse:
+        retry = getattr(self._config, "retry", RetryConfig())
+        together = not self._shares_items
+        return watchdog.watch(
+            self._run,
+            self._attempt,
+            self._env.rank,
+            self._env.world_size,
+            hang_s=retry.hang_s,
+            together=together,
+        )
+
+    def _session(self, group: Group, pulse: watchdog.Pulse) -> Session:
         return Session(
             run=self._run,
             attempt=self._attempt,
@@ -198,6 +212,7 @@ class _Worker:
             metrics=MetricLog(self._run.metrics_path, enabled=self._env.rank == 0),
             device=self._device(),
             element=self._env.element,
+            pulse=pulse,
         )
 
     def _stop_reason(self) -> StopReason:
@@ -242,7 +257,9 @@ class _Worker:
     def _leave(self, outcome: Outcome) -> None:
         self._log_end(outcome)
         if outcome.cause is not Cause.FENCED or self._run.outcome(self._attempt) is None:
-            self._run.write_outcome(outcome)  # whoever took over may have said already why this attempt was lost
+            self._run.write_outcome(
+                outcome
+            )  # whoever took over may have said already why this attempt was lost
         if self._lease:
             self._lease.release()
         self._notices.ignore()

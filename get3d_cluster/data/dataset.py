@@ -7,9 +7,9 @@ by area averaging (Pillow's BOX) to a smaller size and bilinearly to a larger on
 
 import io
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,26 +18,46 @@ from PIL import Image
 from torch import Tensor
 
 from get3d_cluster.core.cameras import condition_of
+from get3d_cluster.data.ahead import Ahead
+from get3d_cluster.data.cache import PieceCache, default_folder
+from get3d_cluster.data.config import ReadConfig
 from get3d_cluster.data.format import PackedImages
+from get3d_cluster.data.source import Location
 from get3d_cluster.errors import UsageError
 
 Mask = Literal["coverage", "binary"]
 Pixels = npt.NDArray[np.uint8]
+Numbers = Sequence[int] | npt.NDArray[np.int64]
+
+_GB = 10**9
+_FORMATS = ("PNG", "TIFF")
 
 
 class ImageDataset:
-    """A packed dataset as batches; decoded images are kept in memory up to ``cache_mb``."""
+    """A packed dataset as batches. What is read ahead, kept or copied changes the speed and never the bits."""
 
     def __init__(
-        self, folder: Path, resolution: int, mask: Mask = "coverage", cache_mb: int = 512, device: str = "cpu"
+        self,
+        location: Location,
+        resolution: int,
+        mask: Mask = "coverage",
+        read: ReadConfig | None = None,
+        device: str = "cpu",
     ) -> None:
-        self._images = PackedImages(folder)
-        self._resolution = resolution
-        self._mask = mask
+        self._made_from = (location, resolution, mask, read, device)
+        read = read or ReadConfig()
+        self._images = PackedImages(location, open_cache(location, read))
         self._device = device
-        self._cache = _Cache(max_images=cache_mb * 2**20 // (4 * resolution**2))
+        self._cache = _Cache(max_images=read.memory_mb * 2**20 // (4 * resolution**2))
+        decoder = _Decoder(self._images, resolution, mask)
+        self._ahead = Ahead(
+            decoder.pixels, threads=read.threads, most=read.ahead_mb * 2**20 // (4 * resolution**2)
+        )
         angles = [condition_of(sample.rotation_deg, sample.elevation_deg) for sample in self._images.samples]
         self._cameras = torch.tensor(angles, dtype=torch.float64).to(torch.float32)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # threads and connections stay behind
+        return ImageDataset, self._made_from
 
     def __len__(self) -> int:
         return len(self._images)
@@ -47,14 +67,23 @@ class ImageDataset:
         """Name of exactly these images and cameras, in this order; part of a checkpoint."""
         return self._images.fingerprint
 
-    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def expect(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
+        """Say what the next batches will ask for, in their order: it is read and decoded meanwhile.
+
+        Says nothing about earlier calls: what is not named again is forgotten.
+        """
+        self._ahead.expect(number for number in map(int, indices) if number not in self._cache)
+
+    def batch(self, indices: Numbers) -> tuple[Tensor, Tensor]:
         """Return images [N, 4, H, W] float32 and their cameras [N, 2] float32.
 
         RGB lies in [-1, 1]; the fourth channel is the mask in [0, 1]. A camera is (azimuth, polar) in radians.
 
-        Raises: UsageError naming shard and key of an image that cannot be read.
+        Raises: UsageError naming shard and key of an image that cannot be read; StorageError if its place is out of
+        reach.
         """
         numbers = [int(number) for number in indices]
+        self._ahead.hurry(number for number in numbers if number not in self._cache)
         pixels = torch.from_numpy(np.stack([self._pixels(number) for number in numbers]))
         images = (
             pixels.to(self._device)
@@ -68,49 +97,60 @@ class ImageDataset:
     def _pixels(self, number: int) -> Pixels:
         kept = self._cache.get(number)
         if kept is None:
-            kept = self._decoded(number)
+            kept = self._ahead.take(number)
             self._cache.put(number, kept)
         return kept
 
-    def _decoded(self, number: int) -> Pixels:
-        data, sample = self._images.read(number), self._images.samples[number]
+
+def open_cache(location: Location, read: ReadConfig) -> PieceCache | None:
+    """Return the copies on this machine that go with a remote dataset; None if there are none to be."""
+    if "://" not in str(location) or not read.cache_gb:
+        return None
+    return PieceCache(Path(read.cache) if read.cache else default_folder(), int(read.cache_gb * _GB))
+
+
+class _Decoder:
+    """Makes pixels of packed images; for any number of threads."""
+
+    def __init__(self, images: PackedImages, resolution: int, mask: Mask) -> None:
+        self._images = images
+        self._resolution = resolution
+        self._mask = mask
+
+    def pixels(self, number: int) -> Pixels:
+        data = self._images.read(number)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(image.convert("RGBA"))
-        except (OSError, ValueError) as error:
-            shard = self._images.index.shards[sample.shard].name
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                return prepared(image, self._resolution, self._mask)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+            sample = self._images.samples[number]
             raise UsageError(
-                f"{sample.key} in {self._images.folder / shard} is not an image Pillow can read: {error}",
+                f"{sample.key} in {self._images.place_of(sample)} is not an image Pillow can read: {error}",
                 "render this model again, then pack again",
             ) from error
-        return prepared(pixels, self._resolution, self._mask)
 
 
 def prepared(
-    rgba: Pixels,  # [H, W, 4] straight alpha
+    image: Image.Image,  # straight alpha
     resolution: int,
     mask: Mask,
 ) -> Pixels:  # [resolution, resolution, 4] premultiplied
     """Premultiply on black, resize, and turn alpha into the mask (binary: any coverage counts as covered)."""
-    coverage = rgba[..., 3:].astype(np.uint16)
+    image = image.convert("RGBA")
     if mask == "binary":
-        coverage = np.where(coverage > 0, 255, 0).astype(np.uint16)
-    colours = (rgba[..., :3] * coverage + 127) // 255
-    pixels = np.concatenate([colours, coverage], axis=-1).astype(np.uint8)
-    if rgba.shape[:2] == (resolution, resolution):
-        return pixels
-    pixels = _resized(pixels, resolution)
+        image.putalpha(image.getchannel("A").point(_ANY_IS_ALL))
+    image = image.convert("RGBa")  # premultiplied, rounded to the nearest
+    if image.size != (resolution, resolution):
+        kind = Image.Resampling.BOX if resolution < image.height else Image.Resampling.BILINEAR
+        image = image.resize((resolution, resolution), kind)
+    pixels = np.asarray(image)
     if mask == "binary":
+        pixels = pixels.copy()
         pixels[..., 3] = np.where(pixels[..., 3] > 0, 255, 0)
     return pixels
 
 
-def _resized(pixels: Pixels, resolution: int) -> Pixels:
-    """Resize channel by channel: Pillow would divide RGBA by alpha on the way."""
-    kind = Image.Resampling.BOX if resolution < pixels.shape[0] else Image.Resampling.BILINEAR
-    size = (resolution, resolution)
-    channels = [Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize(size, kind) for c in range(4)]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+_ANY_IS_ALL = [0] + 255 * [255]
 
 
 class _Cache:
@@ -119,6 +159,9 @@ class _Cache:
     def __init__(self, max_images: int) -> None:
         self._max_images = max_images
         self._kept: OrderedDict[int, Pixels] = OrderedDict()
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._kept
 
     def get(self, number: int) -> Pixels | None:
         if number in self._kept:

@@ -1,29 +1,35 @@
 """A packed dataset: plain tar shards and one index that says where each image lies and what its bytes must be.
 
     index.json          format, resolution, shards (name, size, xxh3_64), samples (below); written last: it means done
-    shard-00000.tar     uncompressed; for each model <synset>/<model>/NNN.png and camera.json, sorted by name
+    shard-00000.tar     uncompressed; for each model <synset>/<model>/NNN.png (or .tif) and camera.json, sorted by name
 
 Any tar reader can open a shard. Members carry no owner and no time, so packing again gives the same bytes, and
-``fingerprint`` (sha256 of the index) names the dataset. Torch-free.
+``fingerprint`` (sha256 of the index) names the dataset. It lies in a folder or behind a URL. Torch-free.
 """
 
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import xxhash
 
-from get3d_cluster.errors import UsageError
+from get3d_cluster.data.cache import PieceCache
+from get3d_cluster.data.source import Location, Source, open_source
+from get3d_cluster.errors import Get3dError, UsageError
 
 FORMAT = 1
 INDEX_NAME = "index.json"
 REPAIR = "packing again mends it: python launch.py run pack images=<rendered folder> out=<this folder>"
+FIND_ALL = "python launch.py run check data=<this folder> lists all that is wrong"
 PACK_AGAIN = "pack it with: python launch.py run pack images=<rendered folder> out=<this folder>"
+
+_SAMPLES, _END = b'"samples": [\n', b"\n]}\n"
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +40,7 @@ class Sample:
     """<synset>/<model>/<view>, e.g. 02958343/0000-sedan/007."""
     shard: int
     offset: int
-    """Of the PNG's first byte in the shard."""
+    """Of the image's first byte in the shard."""
     size: int
     xxh3_64: str
     rotation_deg: float
@@ -57,7 +63,7 @@ class Index:
     resolution: int
     """Width and height of every image in pixels."""
     shards: tuple[Shard, ...]
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     fingerprint: str = ""
     """sha256 of the index file."""
 
@@ -106,20 +112,24 @@ def index_bytes(index: Index) -> bytes:
         "columns": columns,
     }
     rows = [json.dumps([getattr(sample, name) for name in columns]) for sample in index.samples]
-    return (json.dumps(head)[:-1] + ',\n"samples": [\n' + ",\n".join(rows) + "\n]}\n").encode()
+    return json.dumps(head)[:-1].encode() + b",\n" + _SAMPLES + ",\n".join(rows).encode() + _END
 
 
-def read_index(folder: Path) -> Index:
+def read_index(location: Location) -> Index:
     """Read and check the index of a packed dataset.
 
-    Raises: UsageError if it is missing, damaged, of another format or empty.
+    Raises: UsageError if it is missing, damaged, of another format or empty; StorageError if it is out of reach.
     """
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        raise UsageError(f"there is no packed dataset at {folder}: {INDEX_NAME} is missing", PACK_AGAIN)
-    data = path.read_bytes()
+    source = open_source(location)
+    path = source.path_of(INDEX_NAME)
     try:
-        index = _parsed(json.loads(data), hashlib.sha256(data).hexdigest())
+        data = source.read(INDEX_NAME)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"there is no packed dataset at {location}: {INDEX_NAME} is missing", PACK_AGAIN) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}", PACK_AGAIN) from error
+    try:
+        index = _parsed(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", f"delete it, then {PACK_AGAIN}") from error
     if not index.samples:
@@ -127,23 +137,69 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def read_range(path: Path, offset: int, size: int) -> bytes:
-    """Return ``size`` bytes of a file from ``offset``: the only way images are read, so a remote file can stand in.
+class Samples(Sequence[Sample]):
+    """The samples of an index as columns: a tenth of the memory of so many objects, which are made when looked at."""
 
-    Raises: OSError.
-    """
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self._columns = columns
+
+    @classmethod
+    def of(cls, names: Sequence[str], rows: Iterable[Sequence[Sequence[Any]]]) -> "Samples":
+        """Take in rows, chunk by chunk. Raises: ValueError, KeyError, TypeError if they do not fit."""
+        chunks: dict[str, list[Any]] = {name: [] for name in _DTYPES}
+        for chunk in rows:
+            values = dict(zip(names, zip(*chunk, strict=True), strict=True))
+            for name, dtype in _DTYPES.items():
+                chunks[name].append(np.array([_ENCODED.get(name, _same)(v) for v in values[name]], dtype))
+        return cls({name: np.concatenate(parts) if parts else np.empty(0) for name, parts in chunks.items()})
+
+    def __len__(self) -> int:
+        return len(self._columns["shard"])
+
+    @overload
+    def __getitem__(self, number: int) -> Sample: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, number: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(number, slice):
+            return tuple(self[i] for i in range(*number.indices(len(self))))
+        row = {name: column[number].item() for name, column in self._columns.items()}
+        return Sample(**row | {"key": row["key"].decode(), "xxh3_64": f"{row['xxh3_64']:016x}"})
+
+    def are_in(self, num_shards: int) -> bool:
+        """Say whether every sample lies in one of so many shards."""
+        shards = self._columns["shard"]
+        return not len(self) or bool(0 <= shards.min() and shards.max() < num_shards)
+
+
+_DTYPES = {
+    "key": np.bytes_,
+    "shard": np.int32,
+    "offset": np.int64,
+    "size": np.int64,
+    "xxh3_64": np.uint64,
+    "rotation_deg": np.float64,
+    "elevation_deg": np.float64,
+}
+_ENCODED: dict[str, Any] = {"key": str.encode, "xxh3_64": lambda digits: int(digits, 16)}
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 class PackedImages:
-    """The images of a packed dataset, read one by one and checked against their digests."""
+    """The images of a packed dataset, read one by one and checked against their digests.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.index = read_index(folder)
-        _check_sizes(folder, self.index.shards)
+    For any number of threads. Of a remote dataset, copies are kept in ``cache``.
+    """
+
+    def __init__(self, location: Location, cache: PieceCache | None = None) -> None:
+        self.location = location
+        self.index = read_index(location)
+        self._source = open_source(location)
+        self._cache = cache if self._source.is_remote else None
+        _check_sizes(self._source, self.index.shards)
 
     def __len__(self) -> int:
         return len(self.index.samples)
@@ -163,41 +219,98 @@ class PackedImages:
         """Name of exactly these images and cameras, in this order."""
         return self.index.fingerprint
 
-    def read(self, number: int) -> bytes:
-        """Return the PNG file of one sample.
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading is slow enough to be done by many threads."""
+        return self._source.is_remote
 
-        Raises: UsageError naming shard and key if the bytes are not those that were packed.
+    def place_of(self, sample: Sample) -> str:
+        """Return the whole name of the shard that holds a sample, for people."""
+        return self._source.path_of(self.index.shards[sample.shard].name)
+
+    def read(self, number: int) -> bytes:
+        """Return the image file of one sample.
+
+        Raises: UsageError naming shard and key if the bytes are not those that were packed, even when fetched again;
+        StorageError if they stay out of reach.
         """
         sample = self.index.samples[number]
-        path = self.folder / self.index.shards[sample.shard].name
-        try:
-            data = read_range(path, sample.offset, sample.size)
-        except OSError as error:
-            raise UsageError(
-                f"cannot read {sample.key} from {path}: {error.strerror or error}", PACK_AGAIN
-            ) from error
-        if digest_of(data) != sample.xxh3_64:
-            raise UsageError(f"{sample.key} in {path} is damaged: its digest differs", REPAIR)
+        kept = self._kept(sample)
+        if kept is not None:
+            return kept
+        data = self._fetched(sample)
+        if self.is_remote and not _is_intact(data, sample):
+            data = self._fetched(sample)  # it may have been damaged on its way
+        if not _is_intact(data, sample):
+            what = f"{sample.key} in {self.place_of(sample)} is damaged: its digest differs"
+            raise UsageError(what, f"{REPAIR}; {FIND_ALL}")
+        if self._cache:
+            self._cache.put(_piece(sample), data)
         return data
 
+    def _kept(self, sample: Sample) -> bytes | None:
+        """Return the copy on this machine, if it is there and intact."""
+        data = self._cache.get(_piece(sample)) if self._cache else None
+        if self._cache and data is not None and not _is_intact(data, sample):
+            self._cache.drop(_piece(sample))
+            return None
+        return data
 
-def _check_sizes(folder: Path, shards: Sequence[Shard]) -> None:
-    for shard in shards:
-        path = folder / shard.name
-        if not path.is_file():
-            raise UsageError(f"{path} is missing, although {INDEX_NAME} lists it", REPAIR)
-        if path.stat().st_size != shard.size:
-            raise UsageError(f"{path} has {path.stat().st_size} bytes instead of {shard.size}", REPAIR)
+    def _fetched(self, sample: Sample) -> bytes:
+        name = self.index.shards[sample.shard].name
+        try:
+            return self._source.read(name, sample.offset, sample.size)
+        except OSError as error:
+            what = f"cannot read {sample.key} from {self.place_of(sample)}: {error.strerror or error}"
+            raise UsageError(what, PACK_AGAIN) from error
+        except Get3dError as error:
+            raise type(error)(f"cannot read {sample.key}: {error.what}", error.way_out) from error
 
 
-def _parsed(fields: dict[str, Any], fingerprint: str) -> Index:
+def _is_intact(data: bytes, sample: Sample) -> bool:
+    return digest_of(data) == sample.xxh3_64
+
+
+def _piece(sample: Sample) -> str:
+    """Return the name of a sample's copy: of its content, so that it can never be another's."""
+    return f"{sample.xxh3_64}-{sample.size}"
+
+
+def _check_sizes(source: Source, shards: Sequence[Shard]) -> None:
+    try:
+        sizes = source.sizes([shard.name for shard in shards])
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename} is missing, although {INDEX_NAME} lists it", REPAIR) from error
+    for shard, size in zip(shards, sizes, strict=True):
+        if size != shard.size:
+            raise UsageError(f"{source.path_of(shard.name)} has {size} bytes instead of {shard.size}", REPAIR)
+
+
+def _parsed(data: bytes) -> Index:
+    """Read an index as ``index_bytes`` writes it: one row a line, so that it is never in memory twice."""
+    head, _, rest = data.partition(_SAMPLES)
+    if not rest.endswith(_END):
+        raise ValueError("it is cut short, or not as pack writes it")
+    fields = json.loads(head.rstrip().removesuffix(b",") + b"}")
     if fields["format"] != FORMAT:
         raise ValueError(f"format={fields['format']}, this version reads {FORMAT}")
     shards = tuple(Shard(**shard) for shard in fields["shards"])
-    columns = fields["columns"]
-    samples = tuple(Sample(**dict(zip(columns, row, strict=True))) for row in fields["samples"])
-    if any(not 0 <= sample.shard < len(shards) for sample in samples):
+    samples = Samples.of(fields["columns"], _row_chunks(rest[: -len(_END)]))
+    if not samples.are_in(len(shards)):
         raise ValueError("a sample names a shard that is not listed")
     return Index(
-        resolution=int(fields["resolution"]), shards=shards, samples=samples, fingerprint=fingerprint
+        resolution=int(fields["resolution"]),
+        shards=shards,
+        samples=samples,
+        fingerprint=hashlib.sha256(data).hexdigest(),
     )
+
+
+def _row_chunks(text: bytes) -> Iterator[list[list[Any]]]:
+    """Return the rows of an index, about a megabyte of text at a time."""
+    begin = 0
+    while begin < len(text):
+        end = text.find(b",\n", begin + _CHUNK_BYTES)
+        end = len(text) if end < 0 else end
+        yield json.loads(b"[" + text[begin:end] + b"]")
+        begin = end + 2

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _POLL_S = 0.02
+LONGEST_EXCHANGE = timedelta(days=7)
+"""The others wait in an exchange for as long as rank 0 saves; who waits for nothing is the watchdog's business."""
 
 
 class Group(Protocol):
@@ -139,7 +141,7 @@ def meet(
             raise UsageError(where["error"], where["way_out"])
         address = "127.0.0.1" if where["host"] == host else where["host"]
         store = torch.distributed.TCPStore(address, where["port"], world_size, is_master=False, timeout=wait)
-    who = {"store": store, "rank": rank, "world_size": world_size, "timeout": wait}
+    who = {"store": store, "rank": rank, "world_size": world_size, "timeout": LONGEST_EXCHANGE}
     if device.startswith("cuda") and _has_own_gpu(store, rank, world_size, device):
         torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl", device_id=torch.device(device), **who)

@@ -30,7 +30,7 @@ class WorkerEnv:
     scheduler_job: str = ""
     """The scheduler's own name for the attempt, if rank 0 is to ask for the requeue."""
     element: int | None = None
-    """Number within a job array, whose elements start, end and come back each alone; None: all ranks are one attempt."""
+    """Number within a job array, whose elements come back each alone; None: all ranks are one attempt."""
     hosts: tuple[str, ...] = ()
     """Nodes of the attempt; empty: this machine alone."""
 
@@ -107,7 +107,15 @@ class SlurmJob:
 @contextlib.contextmanager
 def outside_of_jobs() -> Iterator[None]:
     """Hide from what is started meanwhile that this process is a job: one that it submits must not inherit that."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GET3D_NODE", "GET3D_ATTEMPT", "GET3D_ELEMENT", "GET3D_HOSTS")
+    names = (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "GET3D_NODE",
+        "GET3D_ATTEMPT",
+        "GET3D_ELEMENT",
+        "GET3D_HOSTS",
+    )
     kept = ("SLURM_CONF",)
     mine = {
         name: value

@@ -5,6 +5,7 @@ back if the policy says so. It is here, not in rank 0, since asking SLURM for a 
 within a tenth of a second, and since a container may have no ``scontrol``.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from pathlib import Path
 from get3d_cluster.config import read_section
 from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
-from get3d_cluster.errors import Get3dError, UsageError
-from get3d_cluster.runtime import env, failures, lease
+from get3d_cluster.errors import Get3dError, SchedulerError, UsageError
+from get3d_cluster.runtime import env, failures, lease, watchdog
 from get3d_cluster.runtime.run_folder import RunFolder
-from get3d_cluster.schedulers import notes, slurm_files
+from get3d_cluster.schedulers import notes, slurm_files, slurm_query
+from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.schedulers.ending import (
     Ending,
     Exit,
@@ -65,7 +67,7 @@ def settled(run: RunFolder, attempt: int, place: Place, code: int) -> Outcome:
     written = run.outcome(attempt)
     if written is None:
         return _made(run, attempt, place, exits)
-    written = corrected(written, first_failure(exits))
+    written = _with_guilty(run, corrected(written, first_failure(exits)))
     if written.cause in (Cause.PREEMPTED, Cause.REQUEUED) and notes.read_notice(run, attempt) is None:
         ruled = asked_reason(place, past_state=past_state(place)).cause
         return replace(written, cause=ruled) if ruled in RULED else written
@@ -82,9 +84,8 @@ def is_superseded(run: RunFolder, attempt: int, place: Place) -> bool:
 
 def _made(run: RunFolder, attempt: int, place: Place, exits: Sequence[Exit]) -> Outcome:
     notice = notes.read_notice(run, attempt)
-    if notice is None and _was_signalled(run, attempt, exits):
-        reason = asked_reason(place, past_state=past_state(place))
-        notice = Notice(cause=reason.cause, grace_s=reason.grace_s)
+    if notice is None:
+        notice = _notice_of_slurm(run, attempt, place, exits)
     first = first_failure(exits)
     failure = failures.first(run.attempt_dir(attempt))
     log = run.log_path(attempt, first.rank) if first else None
@@ -103,21 +104,31 @@ def _made(run: RunFolder, attempt: int, place: Place, exits: Sequence[Exit]) -> 
         failure="\n".join(failure.lines) if failure else "",
         last_words=last_words_of(log) if log and log.is_file() else "",
     )
-    outcome = missing_outcome(ending)
-    if outcome.cause is Cause.HUNG and failure is not None:
-        return replace(outcome, failed_hosts=(_host_of(failure.rank, place, len(exits)),))
-    return outcome
+    return _with_guilty(run, missing_outcome(ending))
 
 
-def _host_of(rank: int, place: Place, num_workers: int) -> str:
-    """Return the node of a worker: ranks fill one node after the other."""
-    return place.hosts[min(rank * len(place.hosts) // max(1, num_workers), len(place.hosts) - 1)]
+def _with_guilty(run: RunFolder, outcome: Outcome) -> Outcome:
+    """Return the outcome of a hang with the nodes of those that hung: the next attempts go elsewhere."""
+    found = watchdog.read_verdict(run.attempt_dir(outcome.attempt)) if outcome.cause is Cause.HUNG else None
+    return replace(outcome, failed_hosts=found.hosts) if found else outcome
 
 
-def _was_signalled(run: RunFolder, attempt: int, exits: Sequence[Exit]) -> bool:
-    """Say whether SLURM told the workers to leave, or killed them."""
-    early = any(run.attempt_dir(attempt).glob("early.rank*"))
-    return early or any(exit_.code in (-9, -15) for exit_ in exits)
+def _notice_of_slurm(run: RunFolder, attempt: int, place: Place, exits: Sequence[Exit]) -> Notice | None:
+    """Return why SLURM told the workers to leave, or killed them; None if it did neither."""
+    is_early = any(run.attempt_dir(attempt).glob("early.rank*"))
+    if not is_early and not any(exit_.code in (-9, -15) for exit_ in exits):
+        return None
+    reason = asked_reason(place, past_state=past_state(place))
+    if reason == StopReason(cause=Cause.PREEMPTED) and not is_early and _is_running(place):
+        return None  # a SIGKILL of somebody else, such as the kernel when memory is short
+    return Notice(cause=reason.cause, grace_s=reason.grace_s)
+
+
+def _is_running(place: Place) -> bool:
+    """Say whether SLURM counts the job as running; a controller that does not answer is no proof."""
+    with contextlib.suppress(SchedulerError):
+        return slurm_query.job_record(place.job).get("JobState") == "RUNNING"
+    return False
 
 
 def _exits(run: RunFolder, attempt: int, code: int) -> list[Exit]:

@@ -132,9 +132,9 @@ def parameters(  # noqa: PLR0913  each is a fact of another owner
 ) -> dict[str, Any]:
     """Translate into what ``submitit.SlurmExecutor.update_parameters`` takes.
 
-    ``setup`` holds the lines of ``resources.setup`` where they belong. ``exclude`` is added to ``resources.exclude``; ``folders``
-    are what a container sees besides ``resources.mounts``. Without a time limit sbatch gets no --time at all, so that
-    the partition's own limit holds: UNLIMITED would wait forever in a partition that has one.
+    ``setup`` holds the lines of ``resources.setup`` where they belong. ``exclude`` is added to ``resources.exclude``;
+    ``folders`` are what a container sees besides ``resources.mounts``. Without a time limit sbatch gets no --time at
+    all, so that the partition's own limit holds: UNLIMITED would wait forever in a partition that has one.
 
     Raises: UsageError naming a flag in ``resources.sbatch`` or ``resources.srun`` that would break the attempt.
     """

@@ -188,7 +188,8 @@ class Get3dTrainer:
     def _reals(self, index: int) -> tuple[Tensor, Tensor]:  # [N, 4, H, W], [N, 2]
         size = self.config.batch.shard_size
         start = self.counters.position + index * size
-        return self._dataset.batch(sample_at(self.config.seed, len(self._dataset), start, size))
+        with self._session.pulse.counting("data"):
+            return self._dataset.batch(sample_at(self.config.seed, len(self._dataset), start, size))
 
     def _shard(self, index: int) -> Shard:
         return Shard(
