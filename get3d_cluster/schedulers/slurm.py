@@ -346,6 +346,7 @@ def leave_pickle(run: RunFolder, job: str) -> None:
 
     from get3d_cluster.schedulers.slurm_entry import Start
 
+    path.parent.mkdir(exist_ok=True)
     aside = path.with_name(f".{path.name}-{os.getpid()}")
     DelayedSubmission(Start(str(run.path))).dump(aside)
     aside.replace(path)
