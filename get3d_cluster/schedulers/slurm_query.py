@@ -1,6 +1,6 @@
 """Questions to SLURM: the only place that runs squeue, scontrol show, sacct and sacctmgr show.
 
-Each call has a short timeout and one more try, since a busy controller answers late, with nothing, or with an error.
+Each call has a short timeout, and one more try after an error or an empty answer, which a busy controller gives.
 """
 
 import contextlib
@@ -154,7 +154,7 @@ def down_nodes(names: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> tuple[s
 
 
 def ask(command: Sequence[str], *, expects: str = "", timeout_s: float = TIMEOUT_S) -> str:
-    """Run a program of SLURM and return what it prints; try once more if it fails, is late or prints nothing.
+    """Run a program of SLURM and return what it prints; try once more if it fails or prints nothing, not if it is late.
 
     An answer without ``expects`` is none either: what a busy controller leaves out must not read as "no such job".
 
@@ -167,7 +167,7 @@ def ask(command: Sequence[str], *, expects: str = "", timeout_s: float = TIMEOUT
             answer = _run(command, timeout_s)
         except subprocess.TimeoutExpired:
             trouble = f"gave no answer in {timeout_s:g} s"
-            continue
+            break
         except OSError as error:
             raise SchedulerError(f"`{command[0]}` cannot be run: {error.strerror}", NO_PROGRAM) from error
         if answer.code == 0 and answer.out.strip() and expects in answer.out:
