@@ -20,7 +20,9 @@ def commands() -> list[list[str]]:
     """Return the commands for a cluster, word by word."""
     blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))[:2] == ["python", "launch.py"]]
+    return [
+        words for line in lines if (words := shlex.split(line, comments=True))[:2] == ["python", "launch.py"]
+    ]
 
 
 def test_each_command_for_a_cluster_is_understood(cluster: Cluster, tmp_path: Path) -> None:
