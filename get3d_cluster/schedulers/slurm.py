@@ -37,6 +37,8 @@ GATE_SHARE = 0.1
 LONGEST_GATE_S = 600.0
 """It looks again less often the longer it waits: after this part of the time so far, up to so long."""
 SUBMIT_S = 60.0
+TRY_AGAIN_S = (5.0, 20.0, 60.0)
+"""Waits of a job that has to bring its run back while SLURM does not answer: a controller restarts in a minute."""
 LOOKS = 3
 LOOK_AGAIN_S = 2.0
 """After an sbatch that neither queued nor refused, the queue is looked at so often, so long apart."""
@@ -139,8 +141,19 @@ class SlurmScheduler:
         if here is None:
             self.submit(run, resources, predecessors(run), delay_s)
             return
+        for pause_s in TRY_AGAIN_S:
+            try:
+                self._requeue_here(run, resources, here, delay_s)
+            except SchedulerError:
+                time.sleep(pause_s)
+            else:
+                return
+        self._requeue_here(run, resources, here, delay_s)
+
+    def _requeue_here(self, run: RunFolder, resources: Resources, here: env.SlurmJob, delay_s: float) -> None:
+        """Bring the run back from within its job. Raises: SchedulerError if SLURM does not answer."""
         record = slurm_query.job_record(here.id)
-        if is_coming_back(record, here.restarts) or successor_of(run, here):
+        if is_coming_back(record, here.restarts) or successor_of(run, here, env.read_worker_env().element):
             return
         promise = self._promise(resources)
         must_move = set(self._excluded(run)) & set(slurm_plan.expand_nodes(here.nodes))
@@ -158,7 +171,7 @@ class SlurmScheduler:
         [submission] = self._submissions(
             run, resources, promise, after=predecessors(run), delay_s=delay_s, element=element, follows=True
         )
-        return self._sbatch(run, submission, slurm_files.SUCCESSOR)
+        return self._sbatch(run, submission, slurm_files.SUCCESSOR, element)
 
     def post_mortem(self, run: RunFolder, attempt: int) -> Outcome | None:
         place = slurm_files.read_place(run, attempt)
@@ -267,7 +280,7 @@ class SlurmScheduler:
                 raise SchedulerError(what, way_out) from error
         return jobs
 
-    def _sbatch(self, run: RunFolder, submission: Submission, why: str) -> str:
+    def _sbatch(self, run: RunFolder, submission: Submission, why: str, element: int | None = None) -> str:
         executor = _executor(run, submission)
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -289,7 +302,7 @@ class SlurmScheduler:
                 raise SchedulerError(f"sbatch refused {run.name}: {said}", way_out) from error
             job = taken_job(run, submission, said)
         slurm_query.forget()
-        slurm_files.note_job(run, job, why)
+        slurm_files.note_job(run, job, why, element)
         return job
 
 
@@ -422,11 +435,16 @@ def living_attempts(run: RunFolder, rows: Sequence[QueueRow]) -> list[int]:
     return sorted(attempt for attempt in newest.values() if run.outcome(attempt) is None)
 
 
-def successor_of(run: RunFolder, here: env.SlurmJob) -> str:
-    """Return a job of the run that was submitted after the one in which this process runs and is in the queue."""
+def successor_of(run: RunFolder, here: env.SlurmJob, element: int | None = None) -> str:
+    """Return a job in the queue that was submitted after the one in which this process runs and goes on with its work.
+
+    For an ``element`` that is one of its own only.
+    """
     mine = here.array or here.id
     known = slurm_files.jobs(run)
     later = known[known.index(mine) + 1 :] if mine in known else []
+    if element is not None:
+        later = [job for job in later if job in slurm_files.jobs(run, element)]
     with contextlib.suppress(SchedulerError):
         live = {row.array_job or row.job for row in jobs_now(run)}
         return next((job for job in reversed(later) if job in live), "")

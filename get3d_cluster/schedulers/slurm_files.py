@@ -1,7 +1,7 @@
 """Files of the SLURM scheduler in the folder of a run.
 
 RUN/slurm/                     submitit's: batch scripts, one pickle a job that holds the run's path, batch outputs
-RUN/slurm/jobs.jsonl           one line for each job that was submitted: id, t, why, newest attempt so far
+RUN/slurm/jobs.jsonl           one line for each job that was submitted: id, t, why, newest attempt so far, element
 RUN/attempts/NNNN/slurm.json   the job, incarnation and nodes of an attempt, its batch output
 RUN/attempts/NNNN/early.rankRRRR   signals that came before the worker's handlers stood: name, time
 RUN/attempts/NNNN/exit.rankRRRR    exit code of a worker, written by the script that started it
@@ -55,12 +55,13 @@ def comment_of(run: RunFolder) -> str:
     return f"get3d:{run.key}"
 
 
-def note_job(run: RunFolder, job: str, why: str) -> None:
-    """Append a submitted job to the run's list."""
+def note_job(run: RunFolder, job: str, why: str, element: int | None = None) -> None:
+    """Append a submitted job to the run's list; with ``element`` it is the successor of that one of an array."""
     path = run.slurm_dir / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     newest = max(run.attempts(), default=0)
-    line = json.dumps({"id": job, "t": round(time.time(), 3), "why": why, "attempt": newest}) + "\n"
+    row = {"id": job, "t": round(time.time(), 3), "why": why, "attempt": newest}
+    line = json.dumps(row if element is None else {**row, "element": element}) + "\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, line.encode())
@@ -68,9 +69,10 @@ def note_job(run: RunFolder, job: str, why: str) -> None:
         os.close(handle)
 
 
-def jobs(run: RunFolder) -> list[str]:
-    """Return the jobs that were submitted for a run, oldest first."""
-    return [str(row["id"]) for row in read_rows(run.slurm_dir / "jobs.jsonl") if "id" in row]
+def jobs(run: RunFolder, element: int | None = None) -> list[str]:
+    """Return the jobs that were submitted for a run, oldest first; or the successors of one ``element`` of an array."""
+    rows = [row for row in read_rows(run.slurm_dir / "jobs.jsonl") if "id" in row]
+    return [str(row["id"]) for row in rows if element is None or row.get("element") == element]
 
 
 def since_submitted_s(run: RunFolder) -> float:
