@@ -89,6 +89,8 @@ class Ahead(Generic[T]):
                 while self._waiting and slot is None:
                     number = self._waiting.popleft()
                     slot = self._slots.get(number)
+                    if slot is not None and slot.is_begun:  # named twice
+                        slot = None
                 if slot is None:
                     self._num_threads -= 1
                     return

@@ -140,12 +140,11 @@ def prepared(
     if mask == "binary":
         image.putalpha(image.getchannel("A").point(_ANY_IS_ALL))
     image = image.convert("RGBa")  # premultiplied, rounded to the nearest
-    if image.size != (resolution, resolution):
-        kind = Image.Resampling.BOX if resolution < image.height else Image.Resampling.BILINEAR
-        image = image.resize((resolution, resolution), kind)
-    pixels = np.asarray(image)
+    if image.size == (resolution, resolution):
+        return np.asarray(image)
+    kind = Image.Resampling.BOX if resolution < image.height else Image.Resampling.BILINEAR
+    pixels = np.array(image.resize((resolution, resolution), kind))
     if mask == "binary":
-        pixels = pixels.copy()
         pixels[..., 3] = np.where(pixels[..., 3] > 0, 255, 0)
     return pixels
 

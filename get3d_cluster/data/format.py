@@ -125,7 +125,9 @@ def read_index(location: Location) -> Index:
     try:
         data = source.read(INDEX_NAME)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"there is no packed dataset at {location}: {INDEX_NAME} is missing", PACK_AGAIN) from error
+        raise UsageError(
+            f"there is no packed dataset at {location}: {INDEX_NAME} is missing", PACK_AGAIN
+        ) from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}", PACK_AGAIN) from error
     try:

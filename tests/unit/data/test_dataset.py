@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from get3d_cluster.data.config import ReadConfig
 from get3d_cluster.data.dataset import ImageDataset, prepared
 from get3d_cluster.data.format import (
     INDEX_NAME,
@@ -87,11 +88,19 @@ def test_cameras_are_azimuth_and_polar_angle(tmp_path: Path, random_files: list[
     torch.testing.assert_close(cameras, expected)
 
 
-@pytest.mark.parametrize("cache_mb", [0, 1])
+@pytest.mark.parametrize(
+    "read",
+    [
+        ReadConfig(memory_mb=0, threads=0),
+        ReadConfig(memory_mb=1, threads=0),
+        ReadConfig(memory_mb=0, threads=3),
+        ReadConfig(memory_mb=1, threads=1, ahead_mb=0),
+    ],
+)
 def test_the_same_indices_give_the_same_bits_cached_or_not(
-    tmp_path: Path, random_files: list[bytes], cache_mb: int
+    tmp_path: Path, random_files: list[bytes], read: ReadConfig
 ) -> None:
-    dataset = ImageDataset(dataset_of(tmp_path, random_files), 8, cache_mb=cache_mb)
+    dataset = ImageDataset(dataset_of(tmp_path, random_files), 8, read=read)
     first, _ = dataset.batch([2, 0, 2])
     first_again, _ = dataset.batch([2, 0, 2])
     assert torch.equal(first, first_again)
@@ -101,7 +110,7 @@ def test_the_same_indices_give_the_same_bits_cached_or_not(
 
 
 def test_the_cache_is_bounded(tmp_path: Path, random_files: list[bytes]) -> None:
-    dataset = ImageDataset(dataset_of(tmp_path, random_files), 8, cache_mb=1)
+    dataset = ImageDataset(dataset_of(tmp_path, random_files), 8, read=ReadConfig(memory_mb=1))
     dataset._cache._max_images = 2
     dataset.batch([0, 1, 2, 3])
     assert list(dataset._cache._kept) == [2, 3]
@@ -111,7 +120,7 @@ def test_a_smaller_size_averages_coverage_and_light_without_a_dark_or_bright_rim
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :3] = (240, 120, 60, 255)  # the edge falls into the middle of a 2 x 2 block
     pixels[:, 3:] = (255, 255, 255, 0)  # hidden white
-    small = prepared(pixels, 4, "coverage")
+    small = prepared(Image.fromarray(pixels), 4, "coverage")
     assert small[0, 0].tolist() == [240, 120, 60, 255]
     assert small[0, 1].tolist() == [120, 60, 30, 128]
     assert small[0, 2].tolist() == [0, 0, 0, 0]
@@ -119,14 +128,16 @@ def test_a_smaller_size_averages_coverage_and_light_without_a_dark_or_bright_rim
 
 def test_a_larger_size_keeps_colour_below_coverage() -> None:
     rng = np.random.Generator(np.random.PCG64(1))
-    large = prepared(rng.integers(0, 256, (4, 4, 4), dtype=np.uint8), 16, "coverage").astype(int)
+    large = prepared(Image.fromarray(rng.integers(0, 256, (4, 4, 4), dtype=np.uint8)), 16, "coverage").astype(
+        int
+    )
     assert large.shape == (16, 16, 4)
     assert (large[..., :3] <= large[..., 3:] + 1).all()
 
 
 def test_a_resized_binary_mask_stays_binary() -> None:
     rng = np.random.Generator(np.random.PCG64(2))
-    small = prepared(rng.integers(0, 2, (8, 8, 4), dtype=np.uint8) * 200, 4, "binary")
+    small = prepared(Image.fromarray(rng.integers(0, 2, (8, 8, 4), dtype=np.uint8) * 200), 4, "binary")
     assert set(np.unique(small[..., 3])) <= {0, 255}
 
 
@@ -136,3 +147,34 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     for number in (1, 2):
         with pytest.raises(UsageError, match=rf"s/m/00{number} in .*shard-00000.tar is not an image"):
             dataset.batch([number])
+
+
+def reference(rgba: np.ndarray, resolution: int, mask: str) -> np.ndarray:
+    """Return the same pixels in plain arithmetic, channel by channel."""
+    coverage = rgba[..., 3:].astype(np.uint16)
+    if mask == "binary":
+        coverage = np.where(coverage > 0, 255, 0).astype(np.uint16)
+    pixels = np.concatenate([(rgba[..., :3] * coverage + 127) // 255, coverage], axis=-1).astype(np.uint8)
+    if len(rgba) == resolution:
+        return pixels
+    kind = Image.Resampling.BOX if resolution < len(rgba) else Image.Resampling.BILINEAR
+    size = (resolution, resolution)
+    channels = [Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize(size, kind) for c in range(4)]
+    pixels = np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    if mask == "binary":
+        pixels[..., 3] = np.where(pixels[..., 3] > 0, 255, 0)
+    return pixels
+
+
+@pytest.mark.parametrize("mask", ["coverage", "binary"])
+@pytest.mark.parametrize("resolution", [4, 5, 16, 23])
+def test_pixels_are_those_of_plain_arithmetic(mask, resolution) -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    pixels = np.stack(
+        [levels.repeat(256), np.tile(levels[::-1], 256), levels.repeat(256)[::-1], np.tile(levels, 256)], -1
+    ).reshape(256, 256, 4)  # every colour with every coverage
+    rng = np.random.Generator(np.random.PCG64(3))
+    small = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    for rgba, size in ((pixels, 256), (small, resolution)):
+        found = prepared(Image.fromarray(rgba), size, mask)
+        np.testing.assert_array_equal(found, reference(rgba, size, mask))
