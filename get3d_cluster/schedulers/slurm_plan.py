@@ -648,7 +648,7 @@ def _preemption_warnings(promise: Promise, resources: Resources, save_s: float |
             f"{where} has GraceTime=0, so that only KillWait={promise.kill_wait_s:g} s remain between the notice and "
             f"the kill: ask the administrator for GraceTime={max(60, math.ceil(2 * (save_s or 0)))}"
         )
-    elif resources.grace_s > promise.window_s:
+    elif resources.grace_s > promise.window_s and resources.grace_s != Resources().grace_s:
         found.append(
             f"resources.grace_s={resources.grace_s:g} is longer than the {promise.window_s:g} s (GraceTime and "
             f"KillWait) that {where} promises: lower it, or ask the administrator for a longer GraceTime"
