@@ -18,7 +18,8 @@ from unittest import mock
 KILLED = 137
 """Exit code of a child that ended at a fault point."""
 CHANGES = frozenset({"mkdir", "create", "write", "fsync", "rename", "remove"})
-"""Calls that change what lies there; the others are ``open``, ``read`` and ``list``."""
+"""Calls that change what lies there; the others are ``open``, ``read``, ``list`` and ``look``, which finds that nothing
+is to be made or removed."""
 
 
 @dataclass(kw_only=True)
@@ -168,7 +169,11 @@ class _Points:
     def _of_a_path(self, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def patched(path: Any = ".", *args: Any, dir_fd: int | None = None, **options: Any) -> Any:
             more = options if dir_fd is None else {**options, "dir_fd": dir_fd}
-            return self._at(kind, path, lambda: real(path, *args, **more), dir_fd=dir_fd)
+            place = self._place(path, dir_fd)
+            is_moot = kind in ("mkdir", "remove") and place and place.exists() == (kind == "mkdir")
+            return self._at(
+                "look" if is_moot else kind, path, lambda: real(path, *args, **more), dir_fd=dir_fd
+            )
 
         return patched
 

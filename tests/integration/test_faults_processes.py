@@ -52,7 +52,7 @@ def test_signals_inside_a_collective_and_at_different_moments_stop_all_at_one_st
 def test_a_worker_that_dies_while_all_leave_costs_at_most_the_steps_since_the_last_save(
     tmp_path: Path, uninterrupted: str
 ) -> None:
-    run = make_run(tmp_path / "run", UNEVEN, "slow_rank=0", "checkpoint.every_steps=1")
+    run = make_run(tmp_path / "run", UNEVEN, "slow_rank=0", "slow_s=0.15", "checkpoint.every_steps=1")
     workers = start(run, 2)
     wait_for_step(run, 3)
     stop(workers, signal.SIGTERM)
@@ -66,7 +66,7 @@ def test_a_worker_that_dies_while_all_leave_costs_at_most_the_steps_since_the_la
     assert run_to_end(run, 2) == uninterrupted
 
 
-@pytest.mark.parametrize("asleep_s", [5.0, pytest.param(60.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("asleep_s", [3.0, pytest.param(60.0, marks=pytest.mark.long)])
 def test_a_run_that_was_put_to_sleep_goes_on_as_if_nothing_had_been(
     tmp_path: Path, uninterrupted: str, asleep_s: float
 ) -> None:
