@@ -29,7 +29,7 @@ from get3d_cluster.schedulers.ending import (
     missing_outcome,
 )
 from get3d_cluster.schedulers.notes import Notice
-from get3d_cluster.schedulers.slurm import SlurmScheduler, asked_reason, past_state
+from get3d_cluster.schedulers.slurm import SlurmScheduler, asked_reason, obituary, past_state
 from get3d_cluster.schedulers.slurm_files import Place
 
 RULED = (Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.CANCELLED, Cause.NODE_FAILURE, Cause.REQUEUED)
@@ -70,7 +70,8 @@ def settled(run: RunFolder, attempt: int, place: Place, code: int) -> Outcome:
     written = _with_guilty(run, corrected(written, first_failure(exits)))
     if written.cause in (Cause.PREEMPTED, Cause.REQUEUED) and notes.read_notice(run, attempt) is None:
         ruled = asked_reason(place, past_state=past_state(place)).cause
-        return replace(written, cause=ruled) if ruled in RULED else written
+        failed = slurm_query.down_nodes(place.hosts) if ruled is Cause.NODE_FAILURE else ()
+        return replace(written, cause=ruled, failed_hosts=failed) if ruled in RULED else written
     return written
 
 
@@ -86,8 +87,11 @@ def _made(run: RunFolder, attempt: int, place: Place, exits: Sequence[Exit]) -> 
     notice = notes.read_notice(run, attempt)
     if notice is None:
         notice = _notice_of_slurm(run, attempt, place, exits)
+    if notice is not None and notice.cause is Cause.NODE_FAILURE:
+        return obituary(run, attempt, place)
     first = first_failure(exits)
-    failure = failures.first(run.attempt_dir(attempt))
+    was_killed = first is not None and first.code < 0  # what the others then say is only that it is gone
+    failure = None if was_killed else failures.first(run.attempt_dir(attempt))
     log = run.log_path(attempt, first.rank) if first else None
     ending = Ending(
         attempt=attempt,
@@ -114,9 +118,9 @@ def _with_guilty(run: RunFolder, outcome: Outcome) -> Outcome:
 
 
 def _notice_of_slurm(run: RunFolder, attempt: int, place: Place, exits: Sequence[Exit]) -> Notice | None:
-    """Return why SLURM told the workers to leave, or killed them; None if it did neither."""
+    """Return why SLURM told the workers to leave, or killed them, or lost their node; None if it did nothing."""
     is_early = any(run.attempt_dir(attempt).glob("early.rank*"))
-    if not is_early and not any(exit_.code in (-9, -15) for exit_ in exits):
+    if exits and not is_early and not any(exit_.code in (-9, -15) for exit_ in exits):
         return None
     reason = asked_reason(place, past_state=past_state(place))
     if reason == StopReason(cause=Cause.PREEMPTED) and not is_early and _is_running(place):
