@@ -1,5 +1,6 @@
 """Trainings on the private SLURM: disturbed in every way, and compared with one that nobody disturbed."""
 
+import contextlib
 import dataclasses
 import functools
 import tempfile
@@ -71,6 +72,28 @@ class Training:
         assert isinstance(found, Outcome)
         return found
 
+    def wait_place(self, attempt: int, timeout_s: float = TIMEOUT_S) -> slurm_files.Place:
+        """Wait until the job of an attempt has begun; its workers start next."""
+        read = functools.partial(slurm_files.read_place, self.run, attempt)
+        place = self.wait(read, f"attempt {attempt} has a place", timeout_s)
+        assert isinstance(place, slurm_files.Place)
+        return place
+
+    def pid(self, attempt: int, rank: int) -> int:
+        """Return the process of a worker, found by its environment."""
+        folder = self.run.attempt_dir(attempt)
+        mark = f"GET3D_EARLY={folder}/early.rank{rank:04d}".encode()
+
+        def found() -> int:
+            for process in Path("/proc").iterdir():
+                with contextlib.suppress(OSError):
+                    is_python = b"_submit" in (process / "cmdline").read_bytes()
+                    if is_python and mark in (process / "environ").read_bytes().split(b"\0"):
+                        return int(process.name)
+            return 0
+
+        return int(self.wait(found, f"process of rank {rank}"))
+
     def wait_done(self, timeout_s: float = TIMEOUT_S) -> None:
         self.wait(self.run.is_done, "DONE", timeout_s)
 
@@ -115,18 +138,19 @@ class Training:
         rows = [row["step"] for row in read_rows(self.run.metrics_path)]
         assert rows == list(range(1, 1 + len(rows))), "metrics have a gap or a duplicate"
         begun = {row["attempt"]: row["step"] for row in self.events("start") + self.events("resume")}
-        stands = 0
+        stands, cause = 0, None
         for outcome in self.run.outcomes():
-            assert begun.get(outcome.attempt, stands) == stands, self.story()
-            stands = max(stands, outcome.saved_step)
+            resumed = begun.get(outcome.attempt, stands)
+            # The worker of a lost node may save until the next attempt takes over.
+            assert resumed == stands or (cause is Cause.NODE_FAILURE and resumed > stands), self.story()
+            stands, cause = max(stands, outcome.saved_step), outcome.cause
 
     def story(self) -> str:
         """Return all that the run and SLURM say, for the failure of a test."""
-        parts = [self.cluster.squeue("-o", "%i %T %r %N"), logs(self.run)]
-        for path in [self.run.events_path, *sorted(self.run.slurm_dir.glob("*.out"))]:
-            parts.append(f"== {path}\n{path.read_text()[-6000:] if path.exists() else ''}")
-        parts += [str(outcome) for outcome in self.run.outcomes()]
-        return "\n".join(parts)
+        files = [self.run.events_path, *sorted(self.run.slurm_dir.glob("*.out"))]
+        texts = [f"== {path}\n{path.read_text()[-6000:]}" for path in files if path.exists()]
+        queue = self.cluster.squeue("-o", "%i %T %r %N")
+        return "\n".join([queue, logs(self.run), *texts, *map(str, self.run.outcomes())])
 
 
 def make_training(cluster: Cluster, path: Path, *overrides: str, job: str = NOTING) -> Training:
