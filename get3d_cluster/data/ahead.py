@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,9 +18,9 @@ class _Slot(Generic[T]):
     value: T | None = None
     error: BaseException | None = None
 
-    @property
-    def is_done(self) -> bool:
-        return self.value is not None or self.error is not None
+
+def _is_done(slot: _Slot[T]) -> bool:
+    return slot.value is not None or slot.error is not None
 
 
 class Ahead(Generic[T]):
@@ -42,7 +42,7 @@ class Ahead(Generic[T]):
         with self._changed:
             for number in [number for number in self._slots if number not in wanted]:
                 del self._slots[number]  # a thread that makes it now does so in vain
-            self._waiting = deque(number for number in self._waiting if number in wanted)
+            self._waiting[:] = [number for number in self._waiting if number in wanted]
             self._add(wanted)
 
     def hurry(self, numbers: Iterable[int]) -> None:
@@ -60,11 +60,9 @@ class Ahead(Generic[T]):
         with self._changed:
             slot = self._slots.get(number)
             if slot is not None and slot.is_begun:
-                self._changed.wait_for(lambda: slot.is_done)
-            else:
-                slot = None
+                self._changed.wait_for(partial(_is_done, slot))
             self._slots.pop(number, None)
-        if slot is None:
+        if slot is None or not slot.is_begun:
             return self._make(number)
         if slot.error is not None:
             raise slot.error
@@ -83,23 +81,24 @@ class Ahead(Generic[T]):
             threading.Thread(target=self._work, args=(self._changed,), daemon=True, name="read-ahead").start()
 
     def _work(self, changed: threading.Condition) -> None:
-        while True:
-            with changed:
-                slot = None
-                while self._waiting and slot is None:
-                    number = self._waiting.popleft()
-                    slot = self._slots.get(number)
-                    if slot is not None and slot.is_begun:  # named twice
-                        slot = None
-                if slot is None:
-                    self._num_threads -= 1
-                    return
-                slot.is_begun = True
-            self._fill(slot, number)
+        while begun := self._next(changed):
+            self._fill(*begun)
             with changed:
                 changed.notify_all()
 
-    def _fill(self, slot: _Slot[T], number: int) -> None:
+    def _next(self, changed: threading.Condition) -> tuple[int, _Slot[T]] | None:
+        """Begin the first number that is still wanted; None if there is none, and the thread ends."""
+        with changed:
+            while self._waiting:
+                number = self._waiting.pop(0)
+                slot = self._slots.get(number)
+                if slot is not None and not slot.is_begun:
+                    slot.is_begun = True
+                    return number, slot
+            self._num_threads -= 1
+            return None
+
+    def _fill(self, number: int, slot: _Slot[T]) -> None:
         try:
             slot.value = self._make(number)
         except BaseException as error:  # noqa: BLE001  raised where the value is asked for
@@ -113,5 +112,5 @@ class Ahead(Generic[T]):
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._slots: dict[int, _Slot[T]] = {}
-        self._waiting: deque[int] = deque()
+        self._waiting: list[int] = []
         self._num_threads = 0

@@ -3,15 +3,15 @@
     FOLDER/total            bytes promised so far; its lock is the only one, and a killed holder gives it back
     FOLDER/ab/<digest>-<n>  a piece named by its content, so that no dataset, URL or later version can mix up another's
 
-A piece appears by one rename. Space is promised before a piece is written, and what was used longest ago goes when the
-promise would pass the limit, so the folder never outgrows it, whatever is killed when. A reader that holds a piece
-open keeps it, deleted or not. Pieces are not fsynced: whoever takes one checks its digest. Torch-free.
+One worker at a time writes a piece, which appears by one rename. Space is promised before, and what was used longest
+ago goes when the promise would pass the limit, so the folder never outgrows it, whatever is killed when. Readers take
+no lock: who holds a piece open keeps it, deleted or not. Pieces are not fsynced: who takes one checks its digest.
+Torch-free.
 """
 
 import contextlib
 import fcntl
 import os
-import secrets
 import stat
 import tempfile
 import time
@@ -28,8 +28,8 @@ from get3d_cluster.errors import UsageError
 
 KEPT_SHARE = 7 / 8
 """What is left after making room: looking at every piece has to pay."""
-WRITE_S = 60.0
-"""A half-written piece that is older was left by a writer that was killed."""
+LOCK_S, LOCK_PAUSE_S = 5.0, 0.002
+"""A worker that waits so long for another one, which may be stopped, goes on without keeping its piece."""
 _ASIDE = ".writing-"
 
 Numbers = npt.NDArray[np.int64]
@@ -64,8 +64,10 @@ class PieceCache:
         if len(data) > KEPT_SHARE * self._limit_bytes or self._is_broken or self._path(name).exists():
             return
         try:
-            self._promise(len(data))
-            self._publish(name, data)
+            with self._locked() as count:
+                if count is not None:
+                    self._promise(count, len(data))
+                    self._publish(name, data)
         except OSError as error:
             self._is_broken = True
             warnings.warn(f"the cache {self.folder} takes nothing more in this worker: {error}", stacklevel=2)
@@ -79,32 +81,36 @@ class PieceCache:
 
     def _publish(self, name: str, data: bytes) -> None:
         target = self._path(name)
-        aside = target.with_name(f"{_ASIDE}{name}-{secrets.token_hex(4)}")
         target.parent.mkdir(exist_ok=True)
+        aside = target.with_name(f"{_ASIDE}{name}")  # one writer at a time: the one that has the lock
         try:
             aside.write_bytes(data)
-            with contextlib.suppress(FileNotFoundError):  # taken for a killed writer's: this machine slept
-                aside.replace(target)
+            aside.replace(target)
         except OSError:
             aside.unlink(missing_ok=True)
             raise
 
-    def _promise(self, size: int) -> None:
+    def _promise(self, count: IO[bytes], size: int) -> None:
         """Count ``size`` more bytes; if they would not fit, look at what is there and make room first."""
-        with self._locked() as file:
-            text = file.read()
-            total = int(text) + size if text.isdigit() else self._limit_bytes + 1
-            if total > self._limit_bytes:
-                total = self._make_room(size) + size
-            file.seek(0)
-            file.truncate()
-            file.write(b"%d" % total)
-            file.flush()
+        text = count.read()
+        total = int(text) + size if text.isdigit() else self._limit_bytes + 1
+        if total > self._limit_bytes:
+            total = self._make_room(size) + size
+        count.seek(0)
+        count.truncate()
+        count.write(b"%d" % total)
+        count.flush()
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[IO[bytes]]:
+    def _locked(self) -> Iterator[IO[bytes] | None]:
+        """Hold the file that counts, alone; None if somebody does not let go of it."""
         with self._total.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            end_s = time.monotonic() + LOCK_S
+            while not _try_lock(file):
+                if time.monotonic() > end_s:
+                    yield None
+                    return
+                time.sleep(LOCK_PAUSE_S)
             file.seek(0)
             yield file
 
@@ -120,25 +126,32 @@ class PieceCache:
         excess = total + size - int(KEPT_SHARE * self._limit_bytes)
         newest_to_go_ns = _newest_to_go(np.asarray(used_ns), np.asarray(sizes), excess)
         for path, facts in self._pieces():
-            if path.name.startswith(_ASIDE) or facts.st_mtime_ns > newest_to_go_ns or excess <= 0:
+            if facts.st_mtime_ns > newest_to_go_ns or excess <= 0:
                 continue  # looked at anew: a piece used since the first look stays
             path.unlink(missing_ok=True)
             total, excess = total - facts.st_size, excess - facts.st_size
         return total
 
     def _pieces(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """List the pieces and the half-written; remove what killed writers left."""
+        """List the pieces; remove what killed writers left."""
         for folder in self.folder.iterdir():
             if not folder.is_dir():
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
-                        facts = entry.stat(follow_symlinks=False)
-                        if entry.name.startswith(_ASIDE) and time.time() - facts.st_mtime > WRITE_S:
+                        if entry.name.startswith(_ASIDE):
                             Path(entry.path).unlink()
                         else:
-                            yield Path(entry.path), facts
+                            yield Path(entry.path), entry.stat(follow_symlinks=False)
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _newest_to_go(used_ns: Numbers, sizes: Numbers, excess: int) -> int:
