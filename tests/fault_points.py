@@ -6,6 +6,7 @@ nothing that was not made durable is left.
 """
 
 import contextlib
+import gc
 import io
 import os
 import threading
@@ -101,6 +102,7 @@ def in_a_child(act: Callable[[], int], log: Path) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            gc.disable()  # it would touch, and so copy, all the memory of the parent
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, 1)
             os.dup2(handle, 2)

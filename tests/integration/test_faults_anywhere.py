@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import pytest
 import safetensors.torch  # noqa: F401  loaded here once, not in each child
 import torch
 
+from get3d_cluster import attempt as worker
 from get3d_cluster.attempt import run_worker
+from get3d_cluster.config import find_job
 from get3d_cluster.dist.tree import GradientReducer
 from get3d_cluster.errors import ExitCode
 from get3d_cluster.runtime import loop
@@ -53,7 +55,25 @@ def log_of(run: RunFolder) -> str:
 
 
 def a_run(path: Path) -> RunFolder:
-    return make_run(path, PLAIN, f"num_steps={NUM_STEPS}", "checkpoint.every_steps=2", "checkpoint.every_s=0")
+    run = make_run(path, PLAIN, f"num_steps={NUM_STEPS}", "checkpoint.every_steps=2", "checkpoint.every_s=0")
+    worker.read_run_config(find_job(PLAIN).Config, run.config_path)
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parse_the_configuration_once() -> Iterator[None]:
+    """Keep what a text means for all children: half of the time of such a short attempt."""
+    real, known = worker.read_run_config, {}
+
+    def read(kind: Any, path: Path) -> Any:
+        text = path.read_text()
+        if text not in known:
+            known[text] = real(kind, path)
+        return known[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "read_run_config", read)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_a_worker_that_dies_while_all_leave_costs_at_most_the_steps_since_the_la
     assert outcome is not None, logs(run)
     assert outcome.cause in (Cause.CRASHED, Cause.PREEMPTED)
     assert outcome.saved_step >= 2
-    assert run_to_end(run, 2) == uninterrupted
+    assert run_to_end(run) == uninterrupted
 
 
 @pytest.mark.parametrize("asleep_s", [3.0, pytest.param(60.0, marks=pytest.mark.long)])
