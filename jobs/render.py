@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from get3d_cluster.core.job import Position, Resources
 from get3d_cluster.runtime.claims import Claims, Owner
@@ -12,9 +13,12 @@ from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.session import ItemWork, Session
 from preprocess.blender import Blender, check_program
 from preprocess.images import ImageConfig, Tree, key
+from preprocess.listing import Listings
+from preprocess.lists import read_lists
 from preprocess.quality import Gates
-from preprocess.render import Ended, Renderer
+from preprocess.render import Ended, Machine, Renderer
 from preprocess.shapenet import ModelFile, find_models
+from preprocess.summary import is_summed_up, sum_up
 
 KIND = "items"
 WAIT_S = 0.2
@@ -22,7 +26,11 @@ WAIT_S = 0.2
 SEARCH_S = 0.5
 """Longest search for a free model in one step: notices are looked at between steps."""
 COUNT_S = 2.0
-"""Age at which the number of ended models is counted anew."""
+"""Age at which the number of ended models is counted anew; more if counting takes long."""
+COUNT_SHARE = 0.02
+"""Part of a worker's time that goes into counting."""
+SUMMARY = "summary"
+"""Claimed by the worker that sums up; no model's claim is called so, since those have a category."""
 GRACE_SHARE = 0.5
 """Part of the time between notice and kill in which a running view may still end."""
 
@@ -32,19 +40,28 @@ class Config:
     """Render the models of a ShapeNet-like folder."""
 
     models: Path
-    """Folder of the models: <synset>/<model>/model.obj."""
+    """Folder of the models: <synset>/<model>/model.obj, or another layout of docs/rendering.md."""
     out: Path
     """Folder of the images: img/<synset>/<model>/000.png and camera/<synset>/<model>/."""
     synsets: tuple[str, ...] = ()
     """Categories to render, such as ["02958343"]; empty means all there are."""
+    lists: tuple[Path, ...] = ()
+    """Files that say which models to render: one id a line, <synset>/<id>, or ShapeNet's all.csv; empty means all."""
+    splits: tuple[str, ...] = ()
+    """Rows of all.csv to render, such as ["train", "val"]; empty means all."""
     limit: int = 0
     """Render the first so many models of each category only; 0 means all."""
+    retry_failed: int = field(default=0, metadata={"changeable": True})
+    """How often a quarantined model gets another chance: 1 tries all of them once more, 2 those that failed again."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """What decides the pixels."""
     gates: Gates = field(default_factory=Gates)
     """What a view must satisfy."""
     blender: Path = Path(".venv-render/bin/python")
     """A Python that has bpy (made by `make setup`), or the program of an installed Blender 4.2 or later."""
+    device: Literal["auto", "cpu", "cuda", "optix"] = "auto"
+    """What Cycles computes with; auto is OptiX or CUDA if resources.gpus_per_worker is set, else the CPU. Images of CPU
+    and GPU differ in bits and never share an output folder."""
     view_timeout_s: float = 300.0
     """Blender is killed when loading a model, or rendering a view, takes longer."""
     resources: Resources = field(default_factory=Resources)
@@ -55,14 +72,17 @@ class Config:
             raise ValueError(f"limit={self.limit} must not be negative")
         if self.view_timeout_s <= 0:
             raise ValueError(f"view_timeout_s={self.view_timeout_s} must be positive")
+        if self.retry_failed < 0:
+            raise ValueError(f"retry_failed={self.retry_failed} must not be negative")
 
 
 def make(config: Config, session: Session) -> ItemWork:
     """Build the work of one worker. Raises: UsageError if there is nothing to render, or ``out`` has other images."""
-    found = find_models(config.models, config.synsets)
     program = config.blender
     check_program(program)
     tree = Tree(config.out, config.image)
+    wanted = read_lists(config.lists, config.splits)
+    found = find_models(config.models, config.synsets, wanted, Listings(tree.listing))
     tree.open()
     if session.rank == 0:
         tree.list_left_out(found.left_out)
@@ -71,10 +91,22 @@ def make(config: Config, session: Session) -> ItemWork:
         tree,
         Blender(program.absolute(), log),
         gates=config.gates,
+        machine=machine_of(config, session.device),
+    )
+    return RenderWork(limited(found.models, config.limit), renderer, session, config.retry_failed)
+
+
+def machine_of(config: Config, device: str) -> Machine:
+    """Return what Blender may use: ``device`` is what the worker was given, "cpu" or "cuda:1"."""
+    has_gpus, number = device.startswith("cuda"), int(device.partition(":")[2] or 0)
+    wanted = config.device
+    gpus = tuple(range(number, number + config.resources.gpus_per_worker)) if has_gpus else None
+    return Machine(
         threads=config.resources.cpus_per_worker,
         timeout_s=config.view_timeout_s,
+        device=wanted if wanted != "auto" else "gpu" if has_gpus else "cpu",
+        gpus=None if wanted == "cpu" else gpus,
     )
-    return RenderWork(limited(found.models, config.limit), renderer, session)
 
 
 def limited(models: Sequence[ModelFile], limit: int) -> list[ModelFile]:
@@ -88,8 +120,11 @@ def limited(models: Sequence[ModelFile], limit: int) -> list[ModelFile]:
 class RenderWork:
     """One worker's part: claims a model, renders it view by view, publishes it, takes the next."""
 
-    def __init__(self, items: Sequence[ModelFile], renderer: Renderer, session: Session) -> None:
+    def __init__(
+        self, items: Sequence[ModelFile], renderer: Renderer, session: Session, retry_failed: int = 0
+    ) -> None:
         self._items = items
+        self._retry_failed = retry_failed
         self._renderer = renderer
         self._tree = renderer.tree
         self._session = session
@@ -98,17 +133,23 @@ class RenderWork:
         renderer.blender.keep_waiting = self._keep_waiting
         first = session.rank * len(items) // session.world_size
         self._left = [*items[first:], *items[:first]]
+        self._retried = [
+            item for item in items if retry_failed and 0 < self._tree.times_given_up(item) <= retry_failed
+        ]
         self._next = 0
         self._current: ModelFile | None = None
         self._begun_s = 0.0
-        self._counted_s = float("-inf")
+        self._count_at_s = float("-inf")
         self._num_ended = 0
 
     def position(self) -> Position:
-        if self.is_done():
+        if not self._left:
             self._num_ended = len(self._items)
-        elif time.monotonic() - self._counted_s > COUNT_S:
-            self._num_ended, self._counted_s = self._count(), time.monotonic()
+        elif time.monotonic() > self._count_at_s:
+            begun_s = time.monotonic()
+            self._num_ended = self._count()
+            counted_s = time.monotonic()
+            self._count_at_s = counted_s + max(COUNT_S, (counted_s - begun_s) / COUNT_SHARE)
         return Position(
             step=self._num_ended,
             num_steps=len(self._items),
@@ -116,10 +157,14 @@ class RenderWork:
         )
 
     def is_done(self) -> bool:
-        return not self._left
+        return not self._left and is_summed_up(self._tree)
 
     def step(self) -> None:
+        """Do one look, one view or one publication; after the last, sum up."""
         self._claims.beat()
+        if not self._left:
+            self._sum_up()
+            return
         if self._current is not None and not self._claims.holds(key(self._current)):
             self._put_down()
         if self._current is None:
@@ -159,12 +204,21 @@ class RenderWork:
         self._left.remove(item)
         self._put_down()
         row = {"synset": item.synset, "model": item.model, "ended": str(ended)}
+        why = self._renderer.last if ended is Ended.QUARANTINED else {}
+        place = {"attempt": self._session.attempt, "rank": self._session.rank}
         seconds = round(time.monotonic() - self._begun_s, 3)
-        self._tree.log(
-            {**row, "attempt": self._session.attempt, "rank": self._session.rank, "seconds": seconds}
-        )
+        self._tree.log({**row, **why, **place, "seconds": seconds})
         if ended is Ended.QUARANTINED:
-            self._session.events.write("quarantine", synset=item.synset, model=item.model, ended=str(ended))
+            self._session.events.write("quarantine", **{**row, **why})
+
+    def _sum_up(self) -> None:
+        """Write the summary, or wait for the worker that does."""
+        if self._claims.claim(SUMMARY):
+            if not is_summed_up(self._tree):
+                sum_up(self._tree, self._items)
+            self._claims.release(SUMMARY)
+        else:
+            time.sleep(WAIT_S)
 
     def _put_down(self) -> None:
         assert self._current is not None
@@ -172,11 +226,12 @@ class RenderWork:
         self._current = None
 
     def _is_ended(self, item: ModelFile) -> bool:
-        return self._tree.is_quarantined(item) or self._tree.is_done(item)
+        return self._tree.times_given_up(item) > self._retry_failed or self._tree.is_done(item)
 
     def _count(self) -> int:
         ended = {synset: self._tree.ended(synset) for synset in {item.synset for item in self._items}}
-        return sum(item.model in ended[item.synset] for item in self._items)
+        self._retried = [item for item in self._retried if not self._is_ended(item)]
+        return sum(item.model in ended[item.synset] for item in self._items) - len(self._retried)
 
     def _keep_waiting(self) -> bool:
         self._claims.beat()

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from get3d_cluster.errors import UsageError
+from get3d_cluster.runtime.env import child_environment
+from preprocess.scratch import Scratch
 
 WORKER_PROGRAM = Path(__file__).with_name("blender_worker.py")
-PROTOCOL = 1
+PROTOCOL = 2
 START_TIMEOUT_S = 300.0
 """Blender is 800 MB of files; a cold network file system takes its time."""
 EXIT_TIMEOUT_S = 5.0
@@ -101,6 +103,7 @@ class Blender:
     def __init__(self, program: Path, log: Path) -> None:
         self.program = program
         self.log = log
+        self.scratch = Scratch()
         self.keep_waiting: Callable[[], bool] = lambda: True
         """Asked about twice a second while a reply is awaited; False gives the reply up and kills the process."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -122,6 +125,7 @@ class Blender:
         check_program(self.program)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         replies, theirs = os.pipe()
+        temporary = self.scratch.fresh("blender")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 blender_command(self.program, theirs),
@@ -129,6 +133,9 @@ class Blender:
                 stdout=log,
                 stderr=log,
                 pass_fds=(theirs,),
+                env=child_environment(
+                    {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+                ),
                 start_new_session=True,  # a Ctrl-C is for us; we decide when Blender ends
             )
         os.close(theirs)
@@ -193,6 +200,7 @@ class Blender:
             self._process.stdin.close()
         os.close(self._replies)
         self._process = None
+        self.scratch.remove("blender")
 
     def _read_line(self, op: str, timeout_s: float) -> bytes:
         deadline = time.monotonic() + timeout_s

@@ -10,6 +10,7 @@ and nothing imports this file; a program without Blender may speak the same prot
 SPDX-License-Identifier: Apache-2.0
 """
 
+import array
 import ctypes
 import gc
 import hashlib
@@ -27,10 +28,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 CROP_MARGIN_PX = 2
+GREY = (0.5, 0.5, 0.5, 1.0)
+"""Stands in for a missing texture when asked to."""
+CPU_KERNELS = ("avx512f", "avx2", "sse4_2")
+"""What Cycles and its denoiser choose their kernels by: another one gives other bits."""
+GPU_KINDS = {"cuda": ("CUDA",), "optix": ("OPTIX",), "gpu": ("OPTIX", "CUDA")}
+"""Blender's names of what ``device`` asks for, the preferred first."""
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -51,8 +58,10 @@ class Worker:
     def __init__(self) -> None:
         self.bpy: Any = None
         self.settings: Request = {}
+        self.device = "CPU"
         self.corners: list[Any] = []
         """Corners of the loaded object's box in world space; empty while nothing is loaded."""
+        self._own_objects: list[Any] = []
 
     def hello(self, _request: Request) -> Reply:
         self.bpy = _import_blender()
@@ -62,36 +71,44 @@ class Worker:
             "renderer": "blender",
             "version": app.version_string,
             "build": app.build_hash.decode(),
-            "machine": platform.machine(),
-            "devices": ["CPU"],
+            "cpu": _cpu(),
             "pid": os.getpid(),
         }
 
     def configure(self, request: Request) -> Reply:
         settings = {key: value for key, value in request.items() if key != "op"}
         self.settings = settings
+        self.device, names = self._choose_device(settings["device"], settings["gpus"])
         self.unload({})
         canonical = json.dumps(settings, sort_keys=True).encode()
-        return {"settings": settings, "digest": hashlib.sha256(canonical).hexdigest()[:16]}
+        digest = hashlib.sha256(canonical).hexdigest()[:16]
+        return {"settings": settings, "digest": digest, "device": self.device, "device_names": names}
 
     def load(self, request: Request) -> Reply:
-        path = Path(request["obj"])
-        source = _read_source(path)
+        path = Path(request["path"])
+        if not path.is_file():
+            raise RefusedError("unreadable", f"there is no file {path}")
         self.unload({})
-        self.bpy.ops.wm.obj_import(filepath=str(path), forward_axis="NEGATIVE_Z", up_axis="Y")
+        self._import(path)
         meshes = [each for each in self.bpy.context.scene.objects if each.type == "MESH"]
         tris = sum(_num_triangles(each.data) for each in meshes)
         if not tris:
-            raise RefusedError("no-geometry", f"{path.name} holds no faces")
+            raise RefusedError("no-geometry", f"{path.name} holds no faces that Blender can read")
+        if not all(_is_finite(each.data) for each in meshes):
+            raise RefusedError("bad-vertices", f"{path.name} has coordinates that are no numbers")
         box = self._normalise(meshes, request)
-        images = [image for image in self.bpy.data.images if image.source == "FILE"]
-        materials = [slot for each in meshes for slot in each.data.materials if slot]
+        missing = [image for image in self.bpy.data.images if image.source == "FILE" and _is_missing(image)]
+        if self.settings["missing_texture"] == "grey":
+            _paint_grey(missing)
+        if path.suffix.lower() == ".ply":
+            self._show_vertex_colours(meshes)
         return {
             "tris": tris,
+            "faces": sum(len(each.data.polygons) for each in meshes),
             "objects": len(meshes),
-            "materials": len(set(materials)),
+            "materials": len({slot for each in meshes for slot in each.data.materials if slot}),
             "bbox": _to_obj_axes(*box),
-            "warnings": _source_warnings(path, source) + _texture_warnings(images),
+            "missing_textures": sorted({_name_of(image) for image in missing}),
         }
 
     def render(self, request: Request) -> Reply:
@@ -106,6 +123,8 @@ class Worker:
             self._crop(scene)
         started = time.monotonic()
         self.bpy.ops.render.render(write_still=True)
+        if request.get("passes"):
+            self._write_passes(scene, request["passes"])
         return {"out": request["out"], "seconds": time.monotonic() - started}
 
     def unload(self, _request: Request) -> Reply:
@@ -117,6 +136,72 @@ class Worker:
         if self.settings:
             self._set_up()
         return {}
+
+    def _choose_device(self, wanted: str, gpus: list[int] | None) -> tuple[str, list[str]]:
+        """Switch on what Cycles computes with; return its kind and the names of the devices.
+
+        Never falls back from GPU to CPU: that would be a hundred times slower without a word. The CPU is switched off
+        beside GPUs: what it computes has other bits. Source: Blender's manual, Cycles render devices; bpy.types
+        .AddonPreferences of Cycles (compute_device_type, refresh_devices, devices[].use).
+        """
+        if wanted == "cpu":
+            return "CPU", []
+        preferences = self.bpy.context.preferences.addons["cycles"].preferences
+        for kind in GPU_KINDS[wanted]:
+            try:
+                preferences.compute_device_type = kind
+            except TypeError:
+                continue  # this Blender was built without it
+            preferences.refresh_devices()
+            found = [each for each in preferences.devices if each.type == kind]
+            used = found if gpus is None else [found[index] for index in gpus if index < len(found)]
+            if not used:
+                continue
+            for each in preferences.devices:
+                each.use = any(each == other for other in used)
+            return kind, [each.name for each in used]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+        which = "" if gpus is None else f" with number {gpus}"
+        raise RefusedError(
+            "no-gpu",
+            f"Cycles finds no {' or '.join(GPU_KINDS[wanted])} device{which} (CUDA_VISIBLE_DEVICES={visible})",
+        )
+
+    def _import(self, path: Path) -> None:
+        suffix = path.suffix.lower()
+        if suffix in (".glb", ".gltf"):
+            self.bpy.ops.import_scene.gltf(filepath=str(path))
+        elif suffix == ".ply":
+            self.bpy.ops.wm.ply_import(filepath=str(path), forward_axis="NEGATIVE_Z", up_axis="Y")
+        else:
+            self.bpy.ops.wm.obj_import(filepath=str(path), forward_axis="NEGATIVE_Z", up_axis="Y")
+        own = self._own_objects
+        for each in list(self.bpy.context.scene.objects):
+            if each.type in ("LIGHT", "CAMERA") and each not in own:  # the views' light and camera are ours
+                self.bpy.data.objects.remove(each, do_unlink=True)
+            else:
+                each.animation_data_clear()
+
+    def _show_vertex_colours(self, meshes: list[Any]) -> None:
+        """Give a mesh with colours at its vertices, and no material, a material that shows them."""
+        for each in meshes:
+            if each.data.materials or not each.data.color_attributes:
+                continue
+            material = self.bpy.data.materials.new("colours")
+            material.use_nodes = True
+            nodes, links = material.node_tree.nodes, material.node_tree.links
+            source = nodes.new("ShaderNodeVertexColor")
+            source.layer_name = each.data.color_attributes[0].name
+            links.new(source.outputs["Color"], nodes["Principled BSDF"].inputs["Base Color"])
+            each.data.materials.append(material)
+
+    def _write_passes(self, scene: Any, out: str) -> None:
+        image = scene.render.image_settings
+        image.file_format, image.color_depth, image.exr_codec = "OPEN_EXR_MULTILAYER", "32", "NONE"
+        try:
+            self.bpy.data.images["Render Result"].save_render(out, scene=scene)
+        finally:
+            _set_file_format(image)
 
     def _normalise(self, meshes: list[Any], request: Request) -> tuple[Any, Any]:
         from mathutils import Matrix, Vector  # exists inside Blender only
@@ -131,8 +216,10 @@ class Worker:
         center = (low + high) / 2 if request["center"] else Vector((0, 0, 0))
         scale = request["longest_side"] / longest
         into_view = Matrix.Scale(scale, 4) @ Matrix.Translation(-center)
-        for each in meshes:
-            each.matrix_world = into_view @ each.matrix_world
+        worlds = [each.matrix_world.copy() for each in meshes]
+        for each, world in zip(meshes, worlds, strict=True):
+            each.parent = None  # or it would move with its parent, and then once more
+            each.matrix_world = into_view @ world
         ends = (into_view @ low, into_view @ high)
         self.corners = [Vector((a.x, b.y, c.z)) for a in ends for b in ends for c in ends]
         return low, high
@@ -161,12 +248,15 @@ class Worker:
     def _set_up(self) -> None:
         settings, scene = self.settings, self.bpy.context.scene
         _set_output(scene, settings)
-        _set_sampling(scene, settings)
+        _set_sampling(scene, settings, self.device)
         _set_colours(scene, settings)
         self._add_camera(scene, settings)
         self._set_world(scene, settings["world"])
         for light in settings["lights"]:
             self._add_light(scene, light)
+        layer = self.bpy.context.view_layer
+        layer.use_pass_z = layer.use_pass_normal = settings["passes"]
+        self._own_objects = list(scene.objects)
 
     def _add_camera(self, scene: Any, settings: Request) -> None:
         camera = self.bpy.data.cameras.new("camera")
@@ -210,14 +300,17 @@ def _set_output(scene: Any, settings: Request) -> None:
     render.use_compositing = render.use_sequencer = False
     render.threads_mode, render.threads = "FIXED", settings["threads"]  # AUTO ignores the CPUs we were given
     render.dither_intensity = 0.0
-    image = render.image_settings
+    _set_file_format(render.image_settings)
+
+
+def _set_file_format(image: Any) -> None:
     image.file_format, image.color_mode, image.color_depth = "PNG", "RGBA", "8"
     image.compression = 15
 
 
-def _set_sampling(scene: Any, settings: Request) -> None:
+def _set_sampling(scene: Any, settings: Request, device: str) -> None:
     cycles, bounces = scene.cycles, settings["bounces"]
-    cycles.device = "CPU"
+    cycles.device = "CPU" if device == "CPU" else "GPU"
     cycles.samples = settings["samples"]
     cycles.use_adaptive_sampling = settings["adaptive_threshold"] > 0
     cycles.adaptive_threshold = settings["adaptive_threshold"]
@@ -235,8 +328,9 @@ def _set_sampling(scene: Any, settings: Request) -> None:
     if cycles.use_denoising:
         cycles.denoiser = "OPENIMAGEDENOISE"
         cycles.denoising_input_passes = "RGB_ALBEDO_NORMAL"
-        cycles.denoising_prefilter = "NONE"
+        cycles.denoising_prefilter = settings["denoise_prefilter"].upper()
         cycles.denoising_quality = settings["denoise"].upper()
+        cycles.denoising_use_gpu = device != "CPU"
 
 
 def _set_colours(scene: Any, settings: Request) -> None:
@@ -264,30 +358,36 @@ def _missing_libraries() -> list[str]:
     return sorted({line.split()[0] for line in listed.splitlines() if line.endswith("not found")})
 
 
-def _read_source(path: Path) -> bytes:
+def _cpu() -> str:
+    """Return the machine and the widest instructions that kernels are chosen by, such as ``x86_64 avx2``."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RefusedError("unreadable", f"cannot read {path}: {error.strerror}") from error
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    flags = set(re.findall(r"\w+", "".join(re.findall(r"^flags.*$", text, re.M)[:1])))
+    return " ".join([platform.machine(), *[name for name in CPU_KERNELS if name in flags][:1]])
 
 
-def _source_warnings(path: Path, source: bytes) -> list[str]:
-    """Return what the importer would pass over in silence: missing material files, numbers that are none."""
-    names = [
-        match[1].decode(errors="replace").strip()
-        for match in re.finditer(rb"^mtllib[ \t]+(.+)", source, re.M)
-    ]
-    warnings = [f"missing-mtl {name}" for name in names if not (path.parent / name).is_file()]
-    if not names and re.search(rb"^usemtl\b", source, re.M):
-        warnings.append("missing-mtl: the file uses materials and names no library")
-    if re.search(rb"^v[ \t].*(?:nan|inf)", source, re.M | re.I):
-        warnings.append("bad-vertices: some coordinates are not finite")
-    return warnings
-
-
-def _texture_warnings(images: list[Any]) -> list[str]:
+def _is_missing(image: Any) -> bool:
     # size is (0, 0) for a missing, empty or broken file; has_data is False for good images too.
-    return sorted(f"missing-texture {Path(image.filepath).name}" for image in images if not all(image.size))
+    return not all(image.size)
+
+
+def _name_of(image: Any) -> str:
+    return Path(image.filepath.replace("\\", "/")).name or str(image.name)
+
+
+def _paint_grey(images: list[Any]) -> None:
+    for image in images:
+        image.source = "GENERATED"
+        image.generated_width = image.generated_height = 1
+        image.generated_color = GREY
+
+
+def _is_finite(mesh: Any) -> bool:
+    values = array.array("f", bytes(12 * len(mesh.vertices)))
+    mesh.vertices.foreach_get("co", values)
+    return math.isfinite(sum(values))
 
 
 def _num_triangles(mesh: Any) -> int:

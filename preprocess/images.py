@@ -3,11 +3,14 @@
 What is in the output folder, and nothing else:
 
     img/<synset>/<model>/000.png ...            appears by one rename, complete
-    camera/<synset>/<model>/{rotation,elevation}.npy, object.json
-    quarantine/<synset>/<model>.json            a model that was given up on; delete the file to try it again
+    depth/, normal/<synset>/<model>/000.png ... the same, if asked for; there before the images are
+    camera/<synset>/<model>/{rotation,elevation}.npy, object.json, transforms.json
+    quarantine/<synset>/<model>.json            a model that was given up on, and why
     quarantine.jsonl  render.jsonl              the list of those; a line for each ended model, as it happened
-    left_out.jsonl                              folders that hold no usable model, and why
+    left_out.jsonl                              what holds no usable model or was not asked for, and why
+    summary.html  sheet.png                     for people, written when all models have ended
     render.json  renderer.json                  settings and Blender version of everything in here
+    .staging/listing.json                       what the folder of models held, as long as it does not change
     .staging/<digest>/<synset>/<model>/NNN.png  finished views of unfinished models
 
 A model is done when its object.json names this folder's settings and its images are there. Pixels are a function of
@@ -18,6 +21,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -28,18 +32,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from get3d_cluster.core.cameras import View, views_for
+from get3d_cluster.core.cameras import RADIUS, View, cam_to_world, views_for
 from get3d_cluster.core.philox import key_of
 from get3d_cluster.errors import StorageError, UsageError
 from get3d_cluster.storage.local import sync_folder
 from preprocess.quality import coverage, decode, sha256_of_pixels
 from preprocess.shapenet import LeftOut, ModelFile
 
-FORMAT = 1
+FORMAT = 2
 """Version of object.json and of what decides the pixels beside the settings: raise it when the worker changes them."""
-LENS_MM, SENSOR_MM = 35.0, 32.0
+SENSOR_MM = 32.0
 BOUNCES = {"total": 12, "diffuse": 1, "glossy": 1, "transmission": 3, "transparent": 3}
 """Source: GET3D, data rendering."""
+
+DENOISERS: Mapping[str, tuple[str, str]] = {
+    "none": ("none", "none"),
+    "fast": ("fast", "none"),
+    "balanced": ("balanced", "none"),
+    "accurate": ("high", "accurate"),
+}
+"""Quality and prefilter of Open Image Denoise by the names that settings have."""
 
 Settings = dict[str, Any]
 """Settings or facts as JSON."""
@@ -91,8 +103,9 @@ class ImageConfig:
     """Fewest light paths for each pixel; fewer than 8 leave holes in the masks of glass."""
     adaptive_threshold: float = 0.05
     """Noise at which a pixel is left before ``samples``; 0 gives every pixel all of them."""
-    denoise: Literal["none", "fast", "balanced"] = "balanced"
-    """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on."""
+    denoise: Literal["none", "fast", "balanced", "accurate"] = "balanced"
+    """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on, "accurate" is
+    Blender's default, thus GET3D's: slow, and it blurs textures."""
     filter_width_px: float = 0.01
     """Width of the pixel filter; 0.01 gives a hard silhouette like GET3D's, 1.5 an antialiased one."""
     longest_side: float = 0.9
@@ -101,12 +114,22 @@ class ImageConfig:
     """Move the middle of the model's box to the origin."""
     elevation_range_deg: tuple[float, float] = (0.0, 30.0)
     """Cameras stand between these angles above the horizon. Source: GET3D."""
+    lens_mm: float = 35.0
+    """Focal length before a sensor of 32 mm; train with generator.render.fov_deg = 2 atan(16 / lens_mm).
+    Source: GET3D."""
+    camera_distance: float = RADIUS
+    """From the camera to the origin; train with generator.render.radius equal to it. Source: GET3D."""
     view_transform: Literal["Standard", "Filmic"] = "Filmic"
     """How light becomes colour; Filmic is GET3D's look, Standard keeps white textures white."""
     lights: Literal["get3d", "studio"] = "get3d"
     """Preset of lights and world: GET3D's, or a bright sky without black sides."""
     crop: bool = True
     """Render only what the model's box covers: the same image, sooner."""
+    missing_texture: Literal["reject", "magenta", "grey"] = "reject"
+    """A model whose texture or material file is missing is quarantined, or rendered with magenta or grey instead.
+    GET3D's images have magenta ones."""
+    passes: tuple[Literal["depth", "normal"], ...] = ()
+    """Rendered beside the images into folders of their own, as PNG with 16 bits; docs/rendering.md has the units."""
 
     def __post_init__(self) -> None:
         for name in ("num_views", "resolution", "samples", "min_samples"):
@@ -120,6 +143,12 @@ class ImageConfig:
             raise ValueError(
                 f"longest_side={self.longest_side} must be between 0 and 1: the lights stand around it"
             )
+        if not self.longest_side < self.camera_distance <= 3:
+            raise ValueError(
+                f"camera_distance={self.camera_distance} must be above longest_side={self.longest_side}, at most 3"
+            )
+        if self.lens_mm <= 0:
+            raise ValueError(f"lens_mm={self.lens_mm} must be positive")
         if self.filter_width_px < 0.01:
             raise ValueError(f"filter_width_px={self.filter_width_px} must be at least 0.01")
         if self.adaptive_threshold < 0:
@@ -151,21 +180,27 @@ def cameras_of(image: ImageConfig, item: ModelFile) -> list[View]:
     return views_for(image.seed, item.synset, item.model, image.num_views, image.elevation_range_deg)
 
 
-def worker_settings(image: ImageConfig, threads: int) -> Settings:
+def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequence[int] | None) -> Settings:
     """Return the fields of the ``configure`` request."""
+    quality, prefilter = DENOISERS[image.denoise]
     return {
         "resolution": image.resolution,
         "samples": image.samples,
         "min_samples": min(image.min_samples, image.samples),
         "adaptive_threshold": image.adaptive_threshold,
-        "denoise": image.denoise,
+        "denoise": quality,
+        "denoise_prefilter": prefilter,
         "filter_width_px": image.filter_width_px,
         "view_transform": image.view_transform,
         "bounces": BOUNCES,
         "crop": image.crop,
-        "lens_mm": LENS_MM,
+        "lens_mm": image.lens_mm,
         "sensor_mm": SENSOR_MM,
+        "missing_texture": "grey" if image.missing_texture == "grey" else "magenta",
+        "passes": bool(image.passes),
         "threads": threads,
+        "device": device,
+        "gpus": None if gpus is None else list(gpus),
         **LIGHTS[image.lights],
     }
 
@@ -182,6 +217,7 @@ class Tree:
         self.digest = digest_of(image)
         self.staging = out / ".staging" / self.digest
         self.claims = self.staging / ".claims"
+        self.listing = out / ".staging" / "listing.json"
 
     def open(self) -> None:
         """Write down the settings, or compare with those of the images that are there.
@@ -216,10 +252,15 @@ class Tree:
                 f"{folder} was rendered with config {facts.get('config', 'unknown')}, this run has {self.digest}",
                 "set out= to another folder, or delete that one to render it again",
             )
-        return self._names() <= _listed(folder)
+        others = (_listed(self._pass(item, name)) for name in self.image.passes)
+        return all(self._names() <= there for there in (_listed(folder), *others))
 
-    def is_quarantined(self, item: ModelFile) -> bool:
-        return self._verdict(item).is_file()
+    def times_given_up(self, item: ModelFile) -> int:
+        """Return how often a model was quarantined; 0 if it is not."""
+        path = self._verdict(item)
+        if not path.is_file():
+            return 0
+        return int((_read_json(path) or {}).get("given_up", 1))
 
     def ended(self, synset: str) -> set[str]:
         """Return the models of a synset that are published or quarantined, by their names alone: quick."""
@@ -227,17 +268,18 @@ class Tree:
         return _listed(self.out / "img" / synset) | given_up
 
     def take_back(self, item: ModelFile) -> None:
-        """Make a published folder from which images were lost unfinished again; nothing happens if there is none."""
-        staged, published = self._staged(item), self._images(item)
-        if published.is_dir():
+        """Make what is published of an unfinished model staged again: images were lost, or a kill came in between."""
+        for published, staged in self._moves(item):
             with _explained(staged):
-                shutil.rmtree(staged, ignore_errors=True)
-                staged.parent.mkdir(parents=True, exist_ok=True)
-                published.rename(staged)
+                for name in self._names() & _listed(published):
+                    staged.mkdir(parents=True, exist_ok=True)
+                    if not (staged / name).exists():
+                        (published / name).rename(staged / name)
+                shutil.rmtree(published, ignore_errors=True)
 
     def missing_views(self, item: ModelFile) -> list[int]:
         """Return the views still to render."""
-        present = _listed(self._staged(item))
+        present = set.intersection(*(_listed(staged) for _, staged in self._moves(item)))
         return [view for view in range(self.image.num_views) if _name(view) not in present]
 
     def put_facts(self, item: ModelFile, facts: Settings) -> None:
@@ -251,8 +293,12 @@ class Tree:
         """Keep one good view: durable and whole, or not there at all."""
         self._write(self._staged(item) / _name(view), png)
 
+    def put_pass(self, item: ModelFile, name: str, view: int, png: bytes) -> None:
+        """Keep the depth or the normals of a view; its image comes after them."""
+        self._write(self._staged_pass(item, name) / _name(view), png)
+
     def publish(self, item: ModelFile) -> bool:
-        """Make a model whose views are all staged visible, by one rename.
+        """Make a model whose views are all staged visible, by one rename; it is no longer quarantined then.
 
         Returns False if a staged file turned out to be damaged; it is deleted then, to be rendered again.
         """
@@ -273,16 +319,23 @@ class Tree:
         folder = self._cameras(item)
         self._write(folder / "rotation.npy", _npy([view.rotation_deg for view in cameras]))
         self._write(folder / "elevation.npy", _npy([view.elevation_deg for view in cameras]))
+        self._write(folder / "transforms.json", _json(self._transforms(item, cameras), indent=1) + b"\n")
         self._write(folder / "object.json", _json(facts, indent=1) + b"\n")
+        if self._verdict(item).is_file():  # before the images are there: a model never is both
+            self._verdict(item).unlink(missing_ok=True)
+            self.list_quarantined()
         self._move_images(item)
         self._facts(item).unlink(missing_ok=True)
         return True
 
     def quarantine(self, item: ModelFile, verdict: Settings) -> None:
-        """Give up on a model: it is skipped until its file in ``quarantine/`` is deleted."""
-        self._write(self._verdict(item), _json({"config": self.digest, **verdict}, indent=1) + b"\n")
+        """Give up on a model: it is skipped until it gets another chance, or its file in ``quarantine/`` is deleted."""
+        given_up = self.times_given_up(item) + 1
+        facts = {"config": self.digest, "given_up": given_up, **verdict}
+        self._write(self._verdict(item), _json(facts, indent=1) + b"\n")
         self._facts(item).unlink(missing_ok=True)
-        shutil.rmtree(self._staged(item), ignore_errors=True)
+        for _, staged in self._moves(item):
+            shutil.rmtree(staged, ignore_errors=True)
         self.list_quarantined()
 
     def list_quarantined(self) -> None:
@@ -304,6 +357,28 @@ class Tree:
         with _explained(path), path.open("ab", buffering=0) as file:
             file.write(_json(row) + b"\n")
 
+    def cameras(self, item: ModelFile) -> tuple[list[float], list[float]]:
+        """Return the rotations and elevations of a published model, in degrees; nothing if they cannot be read."""
+        try:
+            rotation, elevation = (
+                np.load(self._cameras(item) / f"{name}.npy") for name in ("rotation", "elevation")
+            )
+        except (OSError, ValueError):
+            return [], []
+        return rotation.tolist(), elevation.tolist()
+
+    def facts(self, item: ModelFile) -> Settings:
+        """Return what object.json says of a published model; nothing if it cannot be read."""
+        return _read_json(self._cameras(item) / "object.json") or {}
+
+    def view_path(self, item: ModelFile, view: int) -> Path:
+        """Return where a published view lies."""
+        return self._images(item) / _name(view)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file in the output folder itself."""
+        self._write(self.out / name, data)
+
     def _write(self, path: Path, data: bytes) -> None:
         """Replace ``path`` at once. Written aside in the staging folder: a kill leaves no stray among the images."""
         aside = self.staging / ".incoming" / secrets.token_hex(8)
@@ -324,7 +399,8 @@ class Tree:
         paths = sorted((self.out / "quarantine").glob("*/*.json"))
         verdicts = [verdict for path in paths if (verdict := _read_json(path))]
         rows = [
-            {key: verdict[key] for key in ("synset", "model", "reason", "message")} for verdict in verdicts
+            {key: verdict.get(key, "") for key in ("synset", "model", "reason", "message")}
+            for verdict in verdicts
         ]
         return b"".join(_json(row) + b"\n" for row in rows)
 
@@ -347,25 +423,54 @@ class Tree:
                     "sha256": hashlib.sha256(data).hexdigest(),
                     "pixels_sha256": sha256_of_pixels(pixels),
                     "coverage": coverage(pixels),
+                    **self._pass_digests(item, path.name),
                 }
             )
         return rows
 
+    def _pass_digests(self, item: ModelFile, name: str) -> Settings:
+        files = {each: self._staged_pass(item, each) / name for each in self.image.passes}
+        return {
+            f"{each}_sha256": hashlib.sha256(path.read_bytes()).hexdigest() for each, path in files.items()
+        }
+
+    def _transforms(self, item: ModelFile, cameras: Sequence[View]) -> Settings:
+        """Return the cameras as other tools read them. Source: the transforms.json of NeRF datasets."""
+        distance = self.image.camera_distance
+        above = f"../../../img/{item.synset}/{item.model}"
+        frames = [
+            {
+                "file_path": f"{above}/{_name(view)}",
+                "transform_matrix": cam_to_world(camera.rotation_deg, camera.elevation_deg, distance),
+            }
+            for view, camera in enumerate(cameras)
+        ]
+        half = self.image.longest_side / 2
+        fov_rad = 2 * math.atan(SENSOR_MM / 2 / self.image.lens_mm)
+        return {"camera_angle_x": fov_rad, "aabb": [[-half] * 3, [half] * 3], "frames": frames}
+
     def _move_images(self, item: ModelFile) -> None:
-        staged, target = self._staged(item), self._images(item)
-        with _explained(target):
-            for stray in _listed(staged) - self._names():
-                (staged / stray).unlink()
-            sync_folder(self._cameras(item))
-            sync_folder(staged)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                staged.rename(target)
-            except OSError:
-                if not self.is_done(item):
-                    raise
-                shutil.rmtree(staged, ignore_errors=True)  # another worker was first, with the same images
-            sync_folder(target.parent)
+        sync_folder(self._cameras(item))
+        for target, staged in self._moves(item):
+            with _explained(target):
+                for stray in _listed(staged) - self._names():
+                    (staged / stray).unlink()
+                sync_folder(staged)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    staged.rename(target)
+                except OSError:
+                    if not self._names() <= _listed(target):
+                        raise
+                    shutil.rmtree(
+                        staged, ignore_errors=True
+                    )  # another worker was first, with the same images
+                sync_folder(target.parent)
+
+    def _moves(self, item: ModelFile) -> list[tuple[Path, Path]]:
+        """Return where each kind of image is published, and where it is staged; the images themselves last."""
+        passes = [(self._pass(item, name), self._staged_pass(item, name)) for name in self.image.passes]
+        return [*passes, (self._images(item), self._staged(item))]
 
     def _names(self) -> set[str]:
         return {_name(view) for view in range(self.image.num_views)}
@@ -375,6 +480,12 @@ class Tree:
 
     def _cameras(self, item: ModelFile) -> Path:
         return self.out / "camera" / item.synset / item.model
+
+    def _pass(self, item: ModelFile, name: str) -> Path:
+        return self.out / name / item.synset / item.model
+
+    def _staged_pass(self, item: ModelFile, name: str) -> Path:
+        return self.staging / f".{name}" / item.synset / item.model
 
     def _staged(self, item: ModelFile) -> Path:
         return self.staging / item.synset / item.model

@@ -5,7 +5,7 @@ Blender says "finished" to missing textures, empty models and full disks alike, 
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -42,11 +42,18 @@ class Gates:
     """Largest share of the frame's outermost pixels that the object covers. GET3D's size of 0.9 lets corners of boxy
     cars touch the frame; 0 accepts none of it."""
 
+    max_dropped_faces: float = 0.1
+    """Largest share of a file's faces that Blender may have dropped as malformed."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.min_coverage < self.max_coverage <= 1:
             raise ValueError(
                 f"min_coverage={self.min_coverage} must be below max_coverage={self.max_coverage}, both in [0, 1]"
             )
+
+    def without_magenta(self) -> "Gates":
+        """Return the same gates for images in which magenta is wanted where a texture is missing."""
+        return replace(self, max_magenta=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

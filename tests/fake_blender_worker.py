@@ -58,21 +58,24 @@ def main(replies_to: int) -> None:
             request = json.loads(line)
             op, reply = request["op"], {"ok": True}
             if op == "hello":
-                reply |= {"protocol": 1, "renderer": "fake", "version": "1", "build": "", "pid": os.getpid()}
+                reply |= {"protocol": 2, "renderer": "fake", "version": "1", "build": "", "pid": os.getpid()}
+                reply |= {"cpu": "fake"}
             elif op == "configure":
                 settings = request
+                reply |= {"device": "CPU", "device_names": []}
             elif op == "load":
-                folder = Path(request["obj"]).parent
+                folder = Path(request["path"]).parent
                 print("loading", folder.name, flush=True)
                 reply |= {
                     "tris": 1,
+                    "faces": 1,
                     "objects": 1,
                     "materials": 0,
                     "bbox": [[0, 0, 0], [1, 1, 1]],
-                    "warnings": [],
+                    "missing_textures": [],
                 }
                 if folder.name.startswith("empty"):
-                    reply = {"ok": False, "code": "no-geometry", "message": "model.obj holds no faces"}
+                    reply = {"ok": False, "code": "no-geometry", "message": "no faces in Blender"}
             elif op == "render":
                 render(request, folder.name, folder, settings["resolution"])
             replies.write(json.dumps(reply) + "\n")

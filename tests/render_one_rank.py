@@ -23,6 +23,7 @@ def session_of(run: Path, rank: int = 0, world_size: int = 1, grace_s: float = 3
         world_size=world_size,
         resources=Resources(grace_s=grace_s),
         notices=Notices(),
+        device="cpu",
         events=EventLog(folder.events_path, 1, rank),
     )
 

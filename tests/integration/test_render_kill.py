@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from get3d_cluster.core.cameras import FOV_RAD, RADIUS, cam_to_world
+from preprocess.quality import magenta_share
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 BLENDER = ROOT / ".venv-render" / "bin" / "python"
-VOLATILE = {".staging", "render.jsonl", "quarantine"}
+VOLATILE = {".staging", "render.jsonl", "quarantine", "summary.html"}
 
 
 def start(
@@ -52,7 +53,7 @@ def fake_models(folder: Path, count: int) -> None:
     for index in range(count):
         model = folder / "models" / "02958343" / f"slow-{index}"
         model.mkdir(parents=True)
-        (model / "model.obj").write_text("v 0 0 0\n")
+        (model / "model.obj").write_text("v 0 0 0\nf 1 1 1\n")
 
 
 IMAGE = {"resolution": 32, "num_views": 4, "samples": 1}
@@ -221,13 +222,20 @@ def test_the_recorded_cameras_are_those_of_the_images(tmp_path: Path, preset: st
 
 @pytest.mark.blender
 @pytest.mark.parametrize("transform", ["Standard", "Filmic"])
-def test_a_missing_texture_is_found_by_its_colour(tmp_path: Path, transform: str) -> None:
+def test_a_missing_texture_is_named_and_has_the_colour_that_the_gate_knows(
+    tmp_path: Path, transform: str
+) -> None:
     write_box(tmp_path, "bad", texture="images/none.png")
     write_box(tmp_path, "good")
     assert start(tmp_path, "out", BLENDER, REAL | {"view_transform": transform}).wait(60) == 0
     row = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
-    assert (row["model"], row["reason"]) == ("bad", "magenta")
-    assert facts_of(tmp_path, "out", "good")["warnings"] == []
+    assert (row["model"], row["reason"]) == ("bad", "missing-texture")
+    assert row["message"] == "none.png, named by model.obj, cannot be read"
+    assert facts_of(tmp_path, "out", "good")["missing"] == []
+    magenta = REAL | {"view_transform": transform, "missing_texture": "magenta"}
+    assert start(tmp_path, "magenta", BLENDER, magenta).wait(60) == 0
+    with Image.open(tmp_path / "magenta" / "img" / "02958343" / "bad" / "000.png") as png:
+        assert magenta_share(np.array(png)) > 0.5
 
 
 @pytest.mark.blender
@@ -245,5 +253,5 @@ def test_models_without_faces_or_extent_or_materials_are_told(tmp_path: Path) ->
         "flat": "no-extent",
     }
     assert facts_of(tmp_path, "out", "plain")["warnings"] == [
-        "missing-mtl: the file uses materials and names no library"
+        "uses materials and names no file that has them: it is rendered white"
     ]

@@ -46,7 +46,7 @@ def config(tmp_path: Path, fake: Path, models: list[str] = [], **changes) -> ren
     for model in models:
         folder = tmp_path / "models" / "02958343" / model
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.obj").write_text("v 0 0 0\n")
+        (folder / "model.obj").write_text("v 0 0 0\nf 1 1 1\n")
     image = changes.pop("image", ImageConfig(resolution=32, num_views=3, samples=1))
     values = {"models": tmp_path / "models", "out": tmp_path / "out", "blender": fake, "view_timeout_s": 20.0}
     return render.Config(**(values | changes), image=image)
@@ -253,12 +253,15 @@ def test_missing_things_are_named_with_the_way_out(tmp_path: Path, fake: Path) -
     assert "make setup" in caught.value.way_out
 
 
-def test_folders_without_a_usable_model_are_listed_with_the_reason(tmp_path: Path, fake: Path) -> None:
+def test_folders_without_a_model_are_listed_with_the_reason(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a", "b"])
-    (tmp_path / "models" / "02958343" / "b" / "model.obj").write_text("")
+    (tmp_path / "models" / "02958343" / "b" / "model.obj").rename(
+        tmp_path / "models" / "02958343" / "b" / "x"
+    )
     rendered(tmp_path, job)
     row = json.loads((job.out / "left_out.jsonl").read_text())
-    assert row == {"synset": "02958343", "model": "b", "why": "model.obj is empty"}
+    assert (row["synset"], row["model"]) == ("02958343", "b")
+    assert row["why"].startswith("holds no model: no model.obj")
 
 
 def test_missing_libraries_are_named_by_their_packages() -> None:
@@ -285,13 +288,13 @@ def test_ranks_begin_at_different_models_and_a_limit_counts_per_category(tmp_pat
 
 
 def test_the_seed_of_a_view_depends_on_all_that_names_it() -> None:
-    image, item = ImageConfig(), ModelFile(synset="a", model="b", obj=Path())
+    image, item = ImageConfig(), ModelFile(synset="a", model="b", path=Path())
     seeds = {
         seed_of(image, item, 0),
         seed_of(image, item, 1),
         seed_of(ImageConfig(seed=1), item, 0),
-        seed_of(image, ModelFile(synset="a", model="c", obj=Path()), 0),
-        seed_of(image, ModelFile(synset="ab", model="", obj=Path()), 0),
+        seed_of(image, ModelFile(synset="a", model="c", path=Path()), 0),
+        seed_of(image, ModelFile(synset="ab", model="", path=Path()), 0),
     }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**31 for seed in seeds)
