@@ -159,7 +159,8 @@ class SlurmScheduler:
         must_move = set(self._excluded(run)) & set(slurm_plan.expand_nodes(here.nodes))
         if not delay_s and not must_move and promise.mode != "CANCEL" and record.get("Requeue", "1") != "0":
             with contextlib.suppress(SchedulerError):
-                _call("scontrol", "requeue", here.id)
+                # One element has the number of the whole array, with which all of them would be requeued.
+                _call("scontrol", "requeue", f"{here.array}_{here.task}" if here.array else here.id)
                 return
         self.succeed(run, resources, delay_s=delay_s)
 
