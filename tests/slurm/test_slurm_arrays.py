@@ -3,6 +3,7 @@
 import pytest
 
 from get3d_cluster.core.job import Cause
+from get3d_cluster.schedulers import slurm_files
 from tests.launching import status
 from tests.slurm.cluster import Cluster
 from tests.slurm.items import (
@@ -26,7 +27,11 @@ def test_two_arrays_of_a_run_are_preempted_in_part_and_every_item_is_made_once(c
     watch = Watch(run)
     out = tmp_path / "out" / "a"
     cluster.wait_until(watch.until(lambda: len(log_of(out)) > 15), "the elements are at work")
-    high = cluster.preempt("node[1,3]", 1)
+    first = min(slurm_files.jobs(run), key=int)
+    last = cluster.run("squeue", "-h", "-j", f"{first}_4", "-o", "%A %N").split()
+    assert last[0] == first  # the last element of an array has the number of the array itself
+    other = next(node for node in ("node1", "node2") if node != last[1])
+    high = cluster.preempt(f"{last[1]},{other}", 1)
     cluster.wait_state(high, "RUNNING", "COMPLETED", "COMPLETING")
     cluster.wait_until(watch.until(run.is_done), "DONE", 90)
     wait_done(cluster, run)

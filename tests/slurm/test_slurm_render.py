@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from get3d_cluster.runtime.run_folder import RunFolder
+from tests.integration.test_render_kill import write_box
 from tests.launching import ROOT, launch
 from tests.slurm.cluster import Cluster
 from tests.slurm.items import causes_by_element, events, submit, wait_done
@@ -98,3 +99,23 @@ def test_a_third_of_a_render_arrays_elements_is_preempted_and_no_image_shows_it(
     assert len(events(run, "finish")) == 1
     row = json.loads(launch("status", run.path, "--json").stdout)[0]
     assert (row["state"], row["step"], row["failed"]) == ("DONE", 40, 0)
+
+
+@pytest.mark.blender
+def test_blender_itself_renders_the_same_bits_in_an_array_that_is_preempted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for name in "abcdefgh":
+        write_box(tmp_path, name)
+    image = ["image.resolution=64", "image.num_views=12", "image.samples=8", "image.longest_side=0.5"]
+    wanted = calm(tmp_path, tmp_path / "models", BLENDER, *image)
+    out = tmp_path / "rough"
+    where = [f"models={tmp_path / 'models'}", f"out={out}", f"blender={BLENDER}"]
+    run = submit(cluster, tmp_path, "r", *where, *image, "array=4", job="render")
+    cluster.wait_until(lambda: list(out.rglob("*.png")), "the elements render")
+    disturb(cluster, run, seed=3, times=3)
+    wait_done(cluster, run, seconds=300)
+    assert images(out) == images(wanted)
+    assert len([name for name in images(out) if name.endswith(".png")]) == 8 * 12
+    assert endings(out) == Counter("abcdefgh")
+    assert any("preempted" in causes for causes in causes_by_element(run).values())

@@ -70,11 +70,12 @@ def in_job(
     """Let this process be a job of SLURM, number 100."""
     values = {"SLURM_JOB_ID": "100", "SLURM_JOB_NODELIST": "node1", "GET3D_ATTEMPT": str(attempt)} | more
     if element is not None:
-        values |= {
-            "GET3D_ELEMENT": str(element),
+        index = str(element)
+        values = {
+            "GET3D_ELEMENT": index,
             "SLURM_ARRAY_JOB_ID": "90",
-            "SLURM_ARRAY_TASK_ID": str(element),
-        }
+            "SLURM_ARRAY_TASK_ID": index,
+        } | values
     for name, value in values.items():
         monkeypatch.setenv(name, value)
 
@@ -378,6 +379,15 @@ def test_a_job_that_slurm_has_put_back_already_is_left_alone(
         SlurmScheduler().requeue(run, Resources())
     assert fake.queued() == []
     assert not any(call.startswith("requeue") for call in fake.calls("scontrol"))
+
+
+def test_an_element_is_requeued_by_its_number_in_the_array_never_by_that_of_the_array(
+    fake: FakeSlurm, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_job(monkeypatch, element=3, SLURM_ARRAY_JOB_ID="100")
+    fake.record("100", JobState="RUNNING", Restarts="0", Requeue="1")
+    SlurmScheduler().requeue(run, Resources(array=8))
+    assert fake.calls("scontrol")[-1] == "requeue 100_3"
 
 
 def test_an_element_comes_back_alone_with_its_number_after_its_wait(
