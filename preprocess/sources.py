@@ -74,10 +74,9 @@ def _look_into_obj(path: Path, data: bytes) -> Source:
     faces, vertices = _count(data, b"f"), _count(data, b"v")
     if not vertices:
         return _faulty("not-a-model", f"{path.name} has no line with a vertex, so it is no OBJ file")
-    if not faces:
-        lines, points = _count(data, b"l"), _count(data, b"p")
-        drawn = "only lines" if lines else "only points" if points else "only vertices"
-        return _faulty("no-geometry", f"{path.name} holds no faces, {drawn}")
+    drawn = "lines" if _count(data, b"l") else "points" if _count(data, b"p") else ""
+    if drawn and not faces:
+        return _faulty("no-geometry", f"{path.name} holds no faces, only {drawn}")
     if _NO_NUMBER.search(data) and (bad := _BAD_VERTEX.search(data)):
         line = data.count(b"\n", 0, bad.start()) + 1
         word = bad[1].decode(errors="replace")
