@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from get3d_cluster.core.job import Position, Resources
 from get3d_cluster.runtime.session import ItemWork, Session
@@ -25,6 +25,8 @@ class Config:
     """Categories to pack, such as ["02958343"]; empty means all there are. Quote ids in YAML."""
     shard_mb: int = 64
     """Size at which a shard is closed; it is held in memory while it is packed."""
+    store: Literal["auto", "png", "tiff"] = "auto"
+    """Images as rendered, or as TIFF with zstd: same pixels, decoded faster; auto: TIFF from 256 px on."""
     resources: Resources = field(default_factory=Resources)
     """What one attempt asks of the scheduler."""
 
@@ -37,7 +39,7 @@ def make(config: Config, session: Session) -> ItemWork:
     """Build the work of one worker. Raises: UsageError if an image or camera is missing, or ``out`` is taken."""
     from preprocess import pack
 
-    plan = pack.planned(config.images, config.shard_mb, config.synsets)
+    plan = pack.planned(config.images, config.shard_mb, config.synsets, config.store)
     pack.open_folder(config.out, plan)
     return PackWork(plan, config.out, session)
 

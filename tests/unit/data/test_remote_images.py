@@ -148,7 +148,7 @@ def test_a_missing_dataset_or_shard_is_told_when_it_is_opened(folder: Path) -> N
     with pytest.raises(UsageError, match=r"nothing/index.json is missing"):
         PackedImages(f"{url(folder)}/nothing")
     (folder / "shard-00000.tar").unlink()
-    with pytest.raises(UsageError, match="shard-00000.tar"):
+    with pytest.raises(UsageError, match=r"shard-00000\.tar"):
         PackedImages(url(folder))
 
 

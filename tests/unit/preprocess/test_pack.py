@@ -1,5 +1,7 @@
+import io
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,10 +45,10 @@ def one_model_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "_cut", lambda models, _limit: cut(models, 1))
 
 
-def work_of(rendered: Path, out: Path, rank: int = 0, world_size: int = 1):
+def work_of(rendered: Path, out: Path, rank: int = 0, world_size: int = 1, **settings):
     events = SimpleNamespace(write=lambda *_, **__: None)
     session = SimpleNamespace(rank=rank, world_size=world_size, events=events)
-    return job.make(job.Config(images=rendered, out=out), session)
+    return job.make(job.Config(images=rendered, out=out, **settings), session)
 
 
 def run(work) -> None:
@@ -258,3 +260,51 @@ def test_packing_the_same_images_elsewhere_gives_the_same_fingerprint(rendered: 
     assert (tmp_path / "a" / "shard-00000.tar").read_bytes() == (
         tmp_path / "b" / "shard-00000.tar"
     ).read_bytes()
+
+
+def test_tiff_holds_the_same_pixels_in_the_same_bytes_each_time(rendered: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(work_of(rendered, tmp_path / name, store="tiff"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    images = PackedImages(tmp_path / "a")
+    for number, sample in enumerate(images.samples):
+        synset, model, view = sample.key.split("/")
+        with (
+            Image.open(rendered / "img" / synset / model / f"{view}.png") as wanted,
+            Image.open(io.BytesIO(images.read(number))) as found,
+        ):
+            assert found.format == "TIFF"
+            assert found.tobytes() == wanted.tobytes()
+    with tarfile.open(tmp_path / "a" / "shard-00000.tar") as tar:
+        assert tar.getnames()[:2] == ["02958343/0a/000.tif", "02958343/0a/001.tif"]
+
+
+def test_large_images_are_stored_as_tiff_and_small_ones_as_rendered(tmp_path: Path) -> None:
+    for size in (pack.TIFF_FROM_PX, pack.TIFF_FROM_PX - 1):
+        add_model(tmp_path / str(size), "0a", size=size)
+        run(work_of(tmp_path / str(size), tmp_path / f"out{size}"))
+        with Image.open(io.BytesIO(PackedImages(tmp_path / f"out{size}").read(0))) as image:
+            assert image.format == ("TIFF" if size == pack.TIFF_FROM_PX else "PNG")
+
+
+def test_another_way_to_store_never_replaces_a_dataset(rendered: Path, tmp_path: Path) -> None:
+    run(work_of(rendered, tmp_path / "out"))
+    work_of(rendered, tmp_path / "out", store="png")  # the same, as these are small
+    with pytest.raises(UsageError, match="or store"):
+        work_of(rendered, tmp_path / "out", store="tiff")
+
+
+def test_webdataset_reads_images_and_cameras(rendered: Path, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    run(work_of(rendered, tmp_path / "out"))
+    shard = str(tmp_path / "out" / "shard-00000.tar")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = list(webdataset.WebDataset(shard, shardshuffle=False).decode("rgba8"))
+    pictures = {row["__key__"]: row["png"] for row in found if "png" in row}
+    cameras = [row["json"] for row in found if "json" in row]
+    assert sorted(pictures) == [sample.key for sample in PackedImages(tmp_path / "out").samples]
+    assert len(cameras) == 5
+    assert len(cameras[0]["rotation_deg"]) == NUM_VIEWS
+    wanted = np.asarray(Image.open(rendered / "img/02958343/0c/001.png"))
+    np.testing.assert_array_equal(pictures["02958343/0c/001"], wanted)
