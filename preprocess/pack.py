@@ -117,6 +117,15 @@ def planned(images: Path, shard_mb: int, synsets: Sequence[str] = (), store: Sto
     return Plan(resolution=resolution, is_tiff=is_tiff, shards=shards, digest=digest)
 
 
+def rendered_keys(images: Path, synsets: Sequence[str] = ()) -> list[str]:
+    """Return the keys of all views in a rendered folder. Raises: UsageError as ``planned``."""
+    return [
+        f"{model.synset}/{model.model}/{view.path.stem}"
+        for model in _found(images, synsets)
+        for view in model.views
+    ]
+
+
 def open_folder(out: Path, plan: Plan) -> None:
     """Get ``out`` ready for this plan. Raises: UsageError if another dataset is complete there."""
     mark = out / PARTS / PLAN_NAME
