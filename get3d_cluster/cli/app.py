@@ -2,6 +2,7 @@
 
 # ruff: noqa: FBT002, PLR0913, PLR0917  Typer makes the options of a verb from its parameters
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -403,33 +404,47 @@ def rehearse(
     config: ConfigFile = "",
     stops: Annotated[int, typer.Option(help="How often the second run is stopped.")] = 3,
     worlds: Annotated[str, typer.Option(help="Numbers of workers, one an attempt, over and over.")] = "1",
-    kill_ratio: Annotated[float, typer.Option(help="Share of the stops that are kill -9.")] = 0.0,
+    kill_ratio: Annotated[float, typer.Option(help="Share of the stops that are kill -9.")] = 0.5,
+    reference: Annotated[int, typer.Option(help="Workers of the run that nothing interrupts.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the moments and the signals.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where both runs are made; emptied first.")] = SIMULATIONS_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Prove that stops change nothing: run once through, run again with stops, compare the final state.
 
-    Real workers and real signals on this machine. Ends with 6 if a bit differs.
+    Real workers and real signals on this machine, in every phase of an attempt: imports, loading, steps, previews,
+    saves, leaving. Ends with 6 if a bit differs, or if a stop with a notice lost a step.
 
-    Example: python launch.py simulate train --config tiny_cpu num_images=400 --stops 3 --worlds 2,1
+    Example: python launch.py simulate train --config tiny_cpu num_images=400 --stops 20 --worlds 4,2,3 --kill-ratio 0.5
     """
     from get3d_cluster.simulate import Plan, simulate
+    from get3d_cluster.simulate.verdict import PHASE_HEADERS, STOP_HEADERS, phase_rows, stop_rows
 
     file = submission.config_file(config) if config else None
     settings = configs.anchored(configs.load(configs.find_job(job).Config, file, overrides or ()), Path.cwd())
-    plan_of_stops = Plan(stops=stops, worlds=_worlds(worlds), kill_ratio=kill_ratio, seed=seed)
+    plan_of_stops = Plan(
+        stops=stops, worlds=_worlds(worlds), kill_ratio=kill_ratio, seed=seed, reference=reference
+    )
     verdict = simulate(job, settings, folder / job, plan_of_stops, (lambda _: None) if as_json else say)
     if as_json:
-        say_json(verdict)
+        say_json(verdict.summary() | dataclasses.asdict(verdict))
     else:
-        lost = sum(stop.steps_lost for stop in verdict.stops)
-        say(f"{len(verdict.stops)} stops, {lost} steps done again, {duration(verdict.seconds)}")
-        say(f"uninterrupted  {verdict.digest}")
-        say(f"interrupted    {verdict.other_digest}")
+        for headers, rows in (
+            (STOP_HEADERS, stop_rows(verdict.stops)),
+            (PHASE_HEADERS, phase_rows(verdict.stops)),
+        ):
+            console().print(table(headers, rows))
+            say()
+        say("\n".join(verdict.lines()))
+        say(f"took {duration(verdict.seconds)}")
     if not verdict.is_exact:
         raise DifferenceError(
             "the interrupted run ended with another state", f"compare the runs in {folder / job}"
+        )
+    if verdict.lost_after_notices:
+        raise DifferenceError(
+            f"{verdict.lost_after_notices} steps were lost after notices, although the bits are equal",
+            f"look at the attempts in {folder / job}",
         )
 
 
