@@ -53,7 +53,7 @@ class ImageDataset:
         self._ahead = Ahead(
             decoder.pixels, threads=read.threads, most=read.ahead_mb * 2**20 // (4 * resolution**2)
         )
-        angles = [condition_of(sample.rotation_deg, sample.elevation_deg) for sample in self._images.samples]
+        angles = [condition_of(rotation, elevation) for rotation, elevation in self._images.angles_deg()]
         self._cameras = torch.tensor(angles, dtype=torch.float64).to(torch.float32)
 
     def __reduce__(self) -> tuple[Any, ...]:  # threads and connections stay behind

@@ -29,7 +29,7 @@ FIND_ALL = "python launch.py run check data=<this folder> lists all that is wron
 PACK_AGAIN = "pack it with: python launch.py run pack images=<rendered folder> out=<this folder>"
 
 _SAMPLES, _END = b'"samples": [\n', b"\n]}\n"
-_CHUNK_BYTES = 2**20
+_CHUNK_BYTES, _CHUNK_ROWS = 2**20, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +165,24 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, number: int | slice) -> Sample | tuple[Sample, ...]:
         if isinstance(number, slice):
             return tuple(self[i] for i in range(*number.indices(len(self))))
-        row = {name: column[number].item() for name, column in self._columns.items()}
-        return Sample(**row | {"key": row["key"].decode(), "xxh3_64": f"{row['xxh3_64']:016x}"})
+        number = range(len(self))[number]
+        return next(self._rows(number, number + 1))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for begin in range(0, len(self), _CHUNK_ROWS):
+            yield from self._rows(begin, begin + _CHUNK_ROWS)
+
+    def values(self, name: str) -> list[Any]:
+        """Return one field of all samples, without making them."""
+        found: list[Any] = self._columns[name].tolist()
+        return found
+
+    def _rows(self, begin: int, end: int) -> Iterator[Sample]:
+        columns = {name: column[begin:end].tolist() for name, column in self._columns.items()}
+        columns["key"] = [key.decode() for key in columns["key"]]
+        columns["xxh3_64"] = [f"{digest:016x}" for digest in columns["xxh3_64"]]
+        for values in zip(*columns.values(), strict=True):
+            yield Sample(**dict(zip(columns, values, strict=True)))
 
     def are_in(self, num_shards: int) -> bool:
         """Say whether every sample lies in one of so many shards."""
@@ -210,6 +226,12 @@ class PackedImages:
     def samples(self) -> Sequence[Sample]:
         """Key and camera of every image."""
         return self.index.samples
+
+    def angles_deg(self) -> list[tuple[float, float]]:
+        """Return rotation and elevation of every image's camera."""
+        samples = self.index.samples
+        assert isinstance(samples, Samples)
+        return list(zip(samples.values("rotation_deg"), samples.values("elevation_deg"), strict=True))
 
     @property
     def resolution(self) -> int:
@@ -290,14 +312,14 @@ def _check_sizes(source: Source, shards: Sequence[Shard]) -> None:
 
 def _parsed(data: bytes) -> Index:
     """Read an index as ``index_bytes`` writes it: one row a line, so that it is never in memory twice."""
-    head, _, rest = data.partition(_SAMPLES)
-    if not rest.endswith(_END):
+    head_end, rows_end = data.find(_SAMPLES), len(data) - len(_END)
+    if head_end < 0 or not data.endswith(_END):
         raise ValueError("it is cut short, or not as pack writes it")
-    fields = json.loads(head.rstrip().removesuffix(b",") + b"}")
+    fields = json.loads(data[:head_end].rstrip().removesuffix(b",") + b"}")
     if fields["format"] != FORMAT:
         raise ValueError(f"format={fields['format']}, this version reads {FORMAT}")
     shards = tuple(Shard(**shard) for shard in fields["shards"])
-    samples = Samples.of(fields["columns"], _row_chunks(rest[: -len(_END)]))
+    samples = Samples.of(fields["columns"], _row_chunks(data, head_end + len(_SAMPLES), rows_end))
     if not samples.are_in(len(shards)):
         raise ValueError("a sample names a shard that is not listed")
     return Index(
@@ -308,11 +330,10 @@ def _parsed(data: bytes) -> Index:
     )
 
 
-def _row_chunks(text: bytes) -> Iterator[list[list[Any]]]:
+def _row_chunks(text: bytes, begin: int, end: int) -> Iterator[list[list[Any]]]:
     """Return the rows of an index, about a megabyte of text at a time."""
-    begin = 0
-    while begin < len(text):
-        end = text.find(b",\n", begin + _CHUNK_BYTES)
-        end = len(text) if end < 0 else end
-        yield json.loads(b"[" + text[begin:end] + b"]")
-        begin = end + 2
+    while begin < end:
+        cut = text.find(b",\n", begin + _CHUNK_BYTES, end)
+        cut = end if cut < 0 else cut
+        yield json.loads(b"[" + text[begin:cut] + b"]")
+        begin = cut + 2
