@@ -212,7 +212,7 @@ class Worker:
         high = Vector([max(corner[axis] for corner in corners) for axis in range(3)])
         longest = max(high - low)
         if not (math.isfinite(longest) and longest > 0):
-            raise RefusedError("no-extent", f"the longest side of the object is {longest}")
+            raise RefusedError("no-extent", f"all its points are in one place: its longest side is {longest}")
         center = (low + high) / 2 if request["center"] else Vector((0, 0, 0))
         scale = request["longest_side"] / longest
         into_view = Matrix.Scale(scale, 4) @ Matrix.Translation(-center)

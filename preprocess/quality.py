@@ -122,7 +122,7 @@ def defect_of(pixels: Pixels, resolution: int, gates: Gates) -> Defect | None:
     magenta, light = magenta_share(pixels), brightness(pixels)
     allowed = f"allowed: {gates.min_coverage} to {gates.max_coverage}"
     checks = (
-        ("blank", covered == 0, "nothing is visible"),
+        ("blank", covered == 0, "nothing is visible: it is transparent, or a stray vertex makes it tiny"),
         ("edge", edge > gates.max_edge, f"the object covers {edge:.1%} of the frame's edge: it is cut off"),
         (
             "coverage",

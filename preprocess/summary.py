@@ -82,6 +82,8 @@ def _page(tree: Tree, finished: Sequence[ModelFile], verdicts: Sequence[Settings
         slowest=[_slow(tree, row) for row in sorted(done, key=lambda row: -row["seconds"])[:NUM_SLOWEST]],
         rotation=_bars(rotations, ROTATION_BINS, (0.0, 360.0)),
         elevation=_bars(elevations, ELEVATION_BINS, (low, max(high, low + 1))),
+        low=f"{low:g}",
+        high=f"{high:g}",
         settings=[(name, _shown(value)) for name, value in _settings(tree).items()],
     )
 
@@ -104,9 +106,15 @@ def _numbers(
     if seconds:
         numbers += [
             ("seconds per model, median", f"{np.median(seconds):.1f}"),
-            ("worker hours", f"{sum(seconds) / 3600:.2f}"),
+            ("of all workers together", _duration(sum(seconds))),
         ]
     return numbers
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
 
 
 def _settings(tree: Tree) -> Settings:

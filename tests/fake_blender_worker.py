@@ -1,13 +1,15 @@
 """A render worker without Blender: speaks docs/blender_worker.md and draws a disc. Misbehaves by the model's name.
 
-crash, hang, truncate: always; crash-once: the first time; slow: takes a while; empty: refused;
-edge, blank, magenta, black: fails that gate.
+crash, hang, truncate: always; crash-once: the first time; slow: takes a while; empty: refused; litter: leaves a
+temporary file; edge, blank, magenta, black: fails that gate. Each view is counted in the model's file ``rendered``.
 """
 
 import hashlib
 import json
 import os
+import struct
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,6 +35,20 @@ def disc(request: dict, resolution: int, model: str) -> np.ndarray:
     return pixels
 
 
+def passes(resolution: int) -> bytes:
+    """Return an OpenEXR file as Blender writes it: depth and normals of a plane that faces the camera."""
+    names = [f"ViewLayer.{name}" for name in ("Depth.Z", "Normal.X", "Normal.Y", "Normal.Z")]
+    channels = b"".join(name.encode() + b"\0" + struct.pack("<iIii", 2, 0, 1, 1) for name in names) + b"\0"
+    window = struct.pack("<4i", 0, 0, resolution - 1, resolution - 1)
+    attributes = {"channels": channels, "compression": b"\0", "dataWindow": window}
+    head = struct.pack("<II", 20000630, 2)
+    for name, value in attributes.items():
+        head += name.encode() + b"\0kind\0" + struct.pack("<I", len(value)) + value
+    values = np.repeat(np.array([1.2, 0, 0, 1], "<f4"), resolution).tobytes()
+    lines = [struct.pack("<ii", y, len(values)) + values for y in range(resolution)]
+    return head + b"\0" + bytes(8 * resolution) + b"".join(lines)
+
+
 def render(request: dict, model: str, folder: Path, resolution: int) -> None:
     if model.startswith("crash-once"):
         if not (folder / "crashed").exists():
@@ -44,8 +60,14 @@ def render(request: dict, model: str, folder: Path, resolution: int) -> None:
         time.sleep(600)
     if model.startswith("slow"):
         time.sleep(0.05)
+    if model.startswith("litter"):
+        tempfile.mkstemp(prefix="litter-")
     out = Path(request["out"])
     Image.fromarray(disc(request, resolution, model)).save(out)
+    if request.get("passes"):
+        Path(request["passes"]).write_bytes(passes(resolution))
+    with (folder / "rendered").open("a") as file:
+        file.write(f"{out.name} {request['seed']} {os.getpid()}\n")
     if model.startswith("truncate"):
         out.write_bytes(out.read_bytes()[:60])
 
@@ -62,7 +84,9 @@ def main(replies_to: int) -> None:
                 reply |= {"cpu": "fake"}
             elif op == "configure":
                 settings = request
-                reply |= {"device": "CPU", "device_names": []}
+                reply |= {"device": request["device"].upper(), "device_names": []}
+                if request["device"] == "optix":
+                    reply = {"ok": False, "code": "no-gpu", "message": "Cycles finds no OPTIX device"}
             elif op == "load":
                 folder = Path(request["path"]).parent
                 print("loading", folder.name, flush=True)

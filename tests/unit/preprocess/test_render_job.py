@@ -1,5 +1,6 @@
 """The render job with a worker that is not Blender: retries, quarantine, refusal to mix, what is published."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +16,15 @@ import numpy as np
 import pytest
 
 from get3d_cluster.core.cameras import views_for
+from get3d_cluster.core.job import Resources
 from get3d_cluster.errors import UsageError
+from get3d_cluster.runtime.env import ProcessId
 from jobs import render
 from preprocess import blender as blender_module
 from preprocess.blender import Blender, missing_package_error
-from preprocess.images import ImageConfig, digest_of, seed_of
+from preprocess.images import ImageConfig, Tree, digest_of, seed_of
+from preprocess.quality import Gates
+from preprocess.scratch import remove_abandoned
 from preprocess.shapenet import ModelFile
 
 TESTS = Path(__file__).parents[2]
@@ -306,3 +312,178 @@ def test_the_seed_of_a_view_depends_on_all_that_names_it() -> None:
 def test_settings_out_of_range_are_refused_by_name(changes: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         ImageConfig(**changes)
+
+
+def test_another_chance_is_given_once_and_redoes_nothing_else(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["blank", "edge", "good"])
+    rendered(tmp_path, job)
+    good = job.out / "img" / "02958343" / "good" / "000.png"
+    before = good.stat().st_mtime_ns
+    assert quarantined(job.out) == {"blank": "blank", "edge": "edge"}
+    again = config(tmp_path, fake, gates=Gates(max_edge=1.0, max_coverage=1.0), retry_failed=1)
+    session = rank.session_of(tmp_path / "run")
+    work = render.make(again, session)
+    assert work.position().step == 1  # what is tried again has not ended
+    rank.run(work, session)
+    assert work.position().step == 3
+    assert quarantined(job.out) == {"blank": "blank"}
+    assert published(job.out) == {"edge": NAMES, "good": NAMES}
+    assert good.stat().st_mtime_ns == before
+    verdict = job.out / "quarantine" / "02958343" / "blank.json"
+    assert json.loads(verdict.read_text())["given_up"] == 2
+    rendered(tmp_path, again)
+    assert json.loads(verdict.read_text())["given_up"] == 2
+    rendered(tmp_path, config(tmp_path, fake, retry_failed=2))
+    assert json.loads(verdict.read_text())["given_up"] == 3
+
+
+def test_lists_and_splits_of_the_configuration_choose_the_models(tmp_path: Path, fake: Path) -> None:
+    (tmp_path / "train.txt").write_text("a\nc\n")
+    job = config(tmp_path, fake, ["a", "b", "c"], lists=(tmp_path / "train.txt",))
+    rendered(tmp_path, job)
+    assert list(published(job.out)) == ["a", "c"]
+    assert json.loads((job.out / "left_out.jsonl").read_text())["why"] == "not in train.txt"
+
+
+def test_a_model_that_vanished_since_the_listing_is_said_to_have(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a", "b"])
+    session = rank.session_of(tmp_path / "run")
+    work = render.make(job, session)
+    (tmp_path / "models" / "02958343" / "a" / "model.obj").unlink()
+    rank.run(work, session)
+    row = json.loads((job.out / "quarantine.jsonl").read_text())
+    assert (row["model"], row["reason"]) == ("a", "gone")
+    assert row["message"].startswith("it was there when the folder was listed; now it holds no model")
+
+
+def test_a_file_at_fault_is_told_before_blender_is_asked(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"])
+    (tmp_path / "models" / "02958343" / "a" / "model.obj").write_text("mtllib gone.mtl\nv 0 0 0\nf 1 1 1\n")
+    rendered(tmp_path, job)
+    verdict = json.loads((job.out / "quarantine" / "02958343" / "a.json").read_text())
+    assert (verdict["reason"], verdict["attempts"]) == ("missing-material", 1)
+    row = json.loads((job.out / "render.jsonl").read_text())
+    assert (row["reason"], row["message"]) == (
+        "missing-material",
+        "gone.mtl, named by model.obj, cannot be read",
+    )
+    grey = config(
+        tmp_path, fake, out=tmp_path / "grey", image=ImageConfig(resolution=32, missing_texture="grey")
+    )
+    rendered(tmp_path, grey)
+    assert json.loads((grey.out / "camera/02958343/a/object.json").read_text())["missing"] == ["gone.mtl"]
+
+
+def test_the_summary_tells_what_became_of_each_model(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a<b>", "blank", "c"])
+    done = rendered(tmp_path, job)
+    page = (job.out / "summary.html").read_text()
+    assert "02958343/a&lt;b&gt;" in page
+    assert "nothing is visible" in page
+    assert page.count("<rect") == 36 + 18
+    from PIL import Image
+
+    with Image.open(job.out / "sheet.png") as sheet:
+        assert sheet.size == (6 * 96, 96)
+    assert done.work.is_done()
+    written = (job.out / "summary.html").stat().st_mtime_ns
+    rendered(tmp_path, job)
+    assert (job.out / "summary.html").stat().st_mtime_ns == written
+    (job.out / "quarantine" / "02958343" / "blank.json").unlink()
+    rendered(tmp_path, job)
+    assert (job.out / "summary.html").stat().st_mtime_ns > written
+
+
+def test_no_passing_file_outlives_a_worker(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    job = config(tmp_path, fake, ["a", "crash", "litter"])
+    session = rank.session_of(tmp_path / "run")
+    work = render.make(job, session)
+    seen = 0
+    while not work.is_done():
+        work.step()
+        seen = max(seen, len(list(temporary.glob("get3d-render-*/blender/litter-*"))))
+    assert seen == 3
+    work.close()
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_killed_workers_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    def folder(name: str, owner: str) -> Path:
+        path = tmp_path / f"get3d-render-{name}"
+        path.mkdir()
+        if owner:
+            (path / "owner.json").write_text(owner)
+        return path
+
+    dead = asdict(ProcessId.mine()) | {"start": "1"}
+    kept = [
+        folder("mine", json.dumps(asdict(ProcessId.mine()))),
+        folder("elsewhere", json.dumps(dead | {"host": "another"})),
+        folder("being-made", ""),
+    ]
+    gone = [folder("dead", json.dumps(dead)), folder("nameless", "")]
+    os.utime(gone[1], (0, 0))
+    remove_abandoned(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "per_worker", "expected"),
+    [
+        ("auto", "cpu", 0, ("cpu", None)),
+        ("auto", "cuda:1", 1, ("gpu", (1,))),
+        ("auto", "cuda:2", 2, ("gpu", (2, 3))),
+        ("cpu", "cuda:0", 1, ("cpu", None)),
+        ("optix", "cpu", 0, ("optix", None)),
+        ("cuda", "cuda:0", 1, ("cuda", (0,))),
+    ],
+)
+def test_blender_computes_with_what_the_worker_was_given(
+    tmp_path: Path, fake: Path, device: str, given: str, per_worker: int, expected: tuple
+) -> None:
+    job = config(tmp_path, fake, device=device, resources=Resources(gpus_per_worker=per_worker))
+    machine = render.machine_of(job, given)
+    assert (machine.device, machine.gpus) == expected
+
+
+def test_images_of_another_device_are_refused(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a", "b"], limit=1)
+    rendered(tmp_path, job)
+    with pytest.raises(UsageError, match="device CPU -> CUDA"):
+        rendered(tmp_path, config(tmp_path, fake, device="cuda"))
+
+
+def test_no_gpu_is_the_machine_s_fault_and_not_the_model_s(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["a"], device="optix")
+    with pytest.raises(UsageError, match="finds no OPTIX") as caught:
+        rendered(tmp_path, job)
+    assert "device=cpu" in caught.value.way_out
+    assert quarantined(job.out) == {}
+
+
+def test_depth_and_normals_are_published_with_the_images_and_survive_a_kill_between_them(
+    tmp_path: Path, fake: Path
+) -> None:
+    image = ImageConfig(resolution=32, num_views=3, passes=("depth", "normal"))
+    job = config(tmp_path, fake, ["a"], image=image)
+    rendered(tmp_path, job)
+    folders = {name: job.out / name / "02958343" / "a" for name in ("depth", "normal", "img")}
+    before = {name: {p.name: p.read_bytes() for p in folder.iterdir()} for name, folder in folders.items()}
+    assert {name: sorted(files) for name, files in before.items()} == dict.fromkeys(folders, NAMES)
+    facts = json.loads((job.out / "camera/02958343/a/object.json").read_text())
+    digest = hashlib.sha256(before["depth"]["001.png"]).hexdigest()
+    assert facts["views"][1]["depth_sha256"] == digest
+    staged = Tree(job.out, image).staging / "02958343" / "a"
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    folders["img"].rename(staged)  # as if it was killed after the passes were published
+    work_renders = (job.out.parent / "models/02958343/a/rendered").read_text().count("\n")
+    rendered(tmp_path, job)
+    assert {
+        name: {p.name: p.read_bytes() for p in folder.iterdir()} for name, folder in folders.items()
+    } == before
+    assert (job.out.parent / "models/02958343/a/rendered").read_text().count("\n") == work_renders
