@@ -4,6 +4,7 @@ The order of leaving: saved and published; outcome.json written; lease given bac
 """
 
 import contextlib
+import json
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers import open_scheduler
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from get3d_cluster.storage.local import create
 
 FIRST_ERROR_S = 1.0
 """How long a failing rank 0 waits for the word of a rank that failed first and took it along."""
@@ -277,16 +279,18 @@ class _Worker:
     def _log_end(self, outcome: Outcome) -> None:
         events = EventLog(self._run.events_path, self._attempt, 0)
         if outcome.cause is Cause.FINISHED:
-            if self._run.is_done():  # another element of the array said it already
-                return
-            events.write("finish", step=outcome.end_step, digest=self._digest)
             done = {
                 "step": outcome.end_step,
                 "digest": self._digest,
                 "attempt": self._attempt,
                 "t": time.time(),
             }
-            write_json(self._run.done_path, done)
+            # Several elements of an array may see at once that nothing is left: one of them says it.
+            if self._env.element is not None and not create(self._run.done_path, json.dumps(done).encode()):
+                return
+            events.write("finish", step=outcome.end_step, digest=self._digest)
+            if self._env.element is None:
+                write_json(self._run.done_path, done)
         elif outcome.exit_code in (ExitCode.SUSPENDED, ExitCode.SUSPENDED_PERIODIC, ExitCode.CANCELLED):
             stop: dict[str, Any] = {
                 "cause": outcome.cause,
