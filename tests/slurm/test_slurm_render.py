@@ -80,7 +80,7 @@ def test_a_third_of_a_render_arrays_elements_is_preempted_and_no_image_shows_it(
         for name in names:
             folder = tmp_path / where / "02958343" / name
             folder.mkdir(parents=True)
-            (folder / "model.obj").write_text("v 0 0 0\n")
+            (folder / "model.obj").write_text("v 0 0 0\nf 1 1 1\n")
     image = ["image.resolution=32", "image.num_views=24", "image.samples=1"]
     wanted = calm(tmp_path, tmp_path / "models-calm", program, *image)
     out = tmp_path / "rough"
