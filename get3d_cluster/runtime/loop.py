@@ -380,10 +380,12 @@ def run_items(work: ItemWork, session: Session, stop_reason: Callable[[], Reason
     ``stop_reason`` is asked after a notice, by each worker that got it.
     """
     pulse = session.pulse
-    start_step = work.position().step
+    position = work.position()
+    start_step = position.step
     if session.is_lead:
         session.events.write("start", step=start_step, since_s=round(process_age_s(), 3))
     progress = Progress(session)
+    progress.show(position, 0.0)
     begun_s = time.monotonic()
     try:
         while not work.is_done() and not session.notices.requested:
