@@ -4,7 +4,7 @@ import pytest
 
 from get3d_cluster.core.job import Cause
 from get3d_cluster.schedulers import slurm_files
-from tests.launching import status
+from tests.launching import launch, status
 from tests.slurm.cluster import Cluster
 from tests.slurm.items import (
     Watch,
@@ -71,3 +71,61 @@ def test_an_element_that_crashes_once_comes_back_alone(cluster: Cluster, tmp_pat
     assert attempts_by_element(run) == {0: 1, 1: 1, 2: 1, 3: 1} | {element: 2}
     ranks = {row["rank"] for row in log_of(tmp_path / "out" / "a") if row["attempt"] > 4}
     assert ranks == {element}  # the one that came back did work
+
+
+@pytest.mark.long
+def test_thirty_elements_in_three_arrays_are_suspended_and_resumed(cluster: Cluster, tmp_path):
+    cluster.change(max_array=11)
+    run = submit(cluster, tmp_path, "a", "items=200", "item_s=0.4", "array=30", "array_limit=3")
+    assert len(set(cluster.squeue("-o", "%F").split())) == 3
+    out = tmp_path / "out" / "a"
+    cluster.wait_until(lambda: len(log_of(out)) > 20, "the elements are at work")
+    assert launch("suspend", run.path).returncode == 0
+    cluster.wait_until(lambda: not cluster.squeue("-p", "low"), "the queue is empty")
+    row = status(run)
+    assert row["state"] == "SUSPENDED"
+    made = len(log_of(out))
+    assert made < 200
+    assert row["step"] == made
+    assert {causes[-1] for causes in causes_by_element(run).values()} == {Cause.SUSPENDED}
+    before = len(run.attempts())
+    assert launch("resume", run.path).returncode == 0
+    cluster.wait_until(lambda: status(run)["state"] == "RUNNING", "it is back")
+    wait_done(cluster, run, seconds=150)
+    check_items(run, 200)
+    elements = {run.outcome(attempt).element for attempt in run.attempts() if attempt > before}
+    assert max(elements) >= 20  # of the third array, too
+    assert len(events(run, "finish")) == 1
+
+
+@pytest.mark.long
+def test_a_cancelled_array_stays_away(cluster: Cluster, tmp_path):
+    run = submit(cluster, tmp_path, "a", "items=200", "item_s=0.4", "array=12")
+    cluster.wait_until(lambda: log_of(tmp_path / "out" / "a"), "the elements are at work")
+    assert launch("cancel", run.path).returncode == 0
+    cluster.wait_until(lambda: not cluster.squeue("-p", "low"), "the queue is empty")
+    assert status(run)["state"] == "CANCELLED"
+    made = len(log_of(tmp_path / "out" / "a"))
+    assert {cause for causes in causes_by_element(run).values() for cause in causes} == {Cause.CANCELLED}
+    cluster.run("sleep", "3")
+    assert not cluster.squeue("-p", "low")
+    assert len(log_of(tmp_path / "out" / "a")) == made
+
+
+@pytest.mark.long
+def test_an_item_that_always_crashes_spends_the_budget_of_each_element_and_holds_the_run(
+    cluster: Cluster, tmp_path
+):
+    retry = ["retry.max_crashes=2", "retry.backoff_s=1"]
+    run = submit(cluster, tmp_path, "a", "items=12", "item_s=0.2", "array=3", "crash=[5]", *retry)
+    cluster.wait_until(lambda: run.hold_path.exists(), "an element is held", 120)
+    cluster.wait_until(lambda: not cluster.squeue("-p", "low"), "the array ends", 120)
+    row = status(run)
+    assert row["state"] == "HELD"
+    assert "2 crashes without a new checkpoint" in row["why"]
+    made = [row["item"] for row in log_of(tmp_path / "out" / "a")]
+    assert len(made) == len(set(made)) >= row["step"] > 0
+    assert 5 not in made
+    ends = causes_by_element(run)
+    assert set(ends) == {0, 1, 2}
+    assert all(causes[-2:] == ["crashed", "crashed"] for causes in ends.values())
