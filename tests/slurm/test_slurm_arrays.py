@@ -129,3 +129,24 @@ def test_an_item_that_always_crashes_spends_the_budget_of_each_element_and_holds
     ends = causes_by_element(run)
     assert set(ends) == {0, 1, 2}
     assert all(causes[-2:] == ["crashed", "crashed"] for causes in ends.values())
+
+
+@pytest.mark.long
+def test_elements_that_slurm_cancels_to_make_room_come_back_as_successors(cluster: Cluster, tmp_path):
+    run = submit(cluster, tmp_path, "a", "items=160", "item_s=0.5", "array=6", "partition=cancel")
+    cluster.wait_until(lambda: len(log_of(tmp_path / "out" / "a")) > 10, "the elements are at work")
+    nodes = sorted(set(cluster.squeue("-p", "cancel", "-t", "RUNNING", "-o", "%N").split()))[:2]
+    high = cluster.preempt(",".join(nodes), 1)
+    cluster.wait_state(high, "RUNNING", "COMPLETED", "COMPLETING")
+    wait_done(cluster, run)
+    cluster.wait_until(lambda: not cluster.squeue("-p", "cancel"), "the queue is empty")
+    check_items(run, 160)
+    ends = causes_by_element(run)
+    preempted = [element for element, causes in ends.items() if "preempted" in causes]
+    assert len(preempted) == 4
+    assert ["preempted", "finished"] in ends.values()
+    jobs = slurm_files.jobs(run)
+    assert len(jobs) == 1 + 4
+    assert sorted(element for element in preempted for _ in slurm_files.jobs(run, element)) == sorted(
+        preempted
+    )
