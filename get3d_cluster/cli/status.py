@@ -240,8 +240,12 @@ def _added(text: str) -> str:
 
 
 def _eta_s(facts: Facts, step: int, num_steps: int) -> float | None:
-    """Return the seconds left. A ``steps`` run counts its active time over all attempts, one of items anew in each."""
+    """Return the seconds left. A ``steps`` run counts its active time over all attempts, one of items anew in each.
+
+    Of a job array the element that told last counts its own time, in which all elements made the items since it began.
+    """
     is_items = facts.spec is not None and facts.spec.kind == "items"
-    done = step - (facts.outcomes[-1].saved_step if is_items and facts.outcomes else 0)
+    before = facts.outcomes[-1].saved_step if is_items and facts.outcomes else 0
+    done = step - facts.progress.get("start_step", before)
     active_s = facts.progress.get("active_s", 0.0)
     return active_s / done * (num_steps - step) if done > 0 and active_s and num_steps else None

@@ -65,8 +65,9 @@ class Reason(Protocol):
 class Progress:
     """Tells people about once a second how far a run is (progress.json). Rank 0 only, or each element of an array."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, start_step: int | None = None) -> None:
         self._run = session.run
+        self._start = {} if start_step is None else {"start_step": start_step}
         self._attempt = session.attempt
         self._enabled = session.is_lead
         self._is_shared = session.element is not None
@@ -88,6 +89,7 @@ class Progress:
             "num_steps": position.num_steps,
             "epoch": position.epoch,
             "images": position.images,
+            **self._start,
         }
         with contextlib.suppress(StorageError):  # a full disk is told where state is saved
             write_json(self._run.progress_path, values | {"t": time.time(), "active_s": round(active_s, 3)})
@@ -384,7 +386,7 @@ def run_items(work: ItemWork, session: Session, stop_reason: Callable[[], Reason
     start_step = position.step
     if session.is_lead:
         session.events.write("start", step=start_step, since_s=round(process_age_s(), 3))
-    progress = Progress(session)
+    progress = Progress(session, start_step)
     progress.show(position, 0.0)
     begun_s = time.monotonic()
     try:

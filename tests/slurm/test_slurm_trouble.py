@@ -510,7 +510,9 @@ def test_an_array_of_a_job_without_items_is_refused_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def progress_of(run: RunFolder, element: int | None, rank: int, world_size: int = 40) -> Progress:
+def progress_of(
+    run: RunFolder, element: int | None, rank: int, world_size: int = 40, start_step: int | None = None
+) -> Progress:
     session = Session(
         run=run,
         attempt=rank + 1,
@@ -521,7 +523,7 @@ def progress_of(run: RunFolder, element: int | None, rank: int, world_size: int 
         metrics=MetricLog(run.metrics_path),
         element=element,
     )
-    return Progress(session)
+    return Progress(session, start_step)
 
 
 def test_any_element_tells_the_progress_but_not_the_second_worker_of_a_job(run: RunFolder) -> None:
@@ -542,6 +544,17 @@ def test_an_element_that_counted_before_others_ended_their_items_takes_nothing_b
     monkeypatch.setattr("get3d_cluster.runtime.loop.time.time", lambda: hour_later)
     behind.show(Position(step=5, num_steps=9), 1.0, always=True)  # somebody removed files meanwhile
     assert run.saved_step() == 5
+
+
+def test_the_time_left_is_told_by_what_all_elements_made_since_the_one_that_tells_it_began(
+    fake: FakeSlurm, run: RunFolder
+) -> None:
+    attempt_of(run, element=3)
+    fake.put("100", slurm_files.comment_of(run), state="RUNNING", task="3", nodes="node1")
+    late = progress_of(run, 3, rank=3, start_step=60)
+    late.show(Position(step=80, num_steps=100), 5.0)
+    row = row_of(gather(run))
+    assert (row.state, row.eta_s) == ("RUNNING", 5.0)
 
 
 def test_many_elements_together_tell_their_progress_a_few_times_a_second(
