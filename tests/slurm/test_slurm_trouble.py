@@ -24,7 +24,7 @@ from get3d_cluster.schedulers.slurm_entry import Start
 from get3d_cluster.schedulers.slurm_files import Place
 from tests.slurm.cluster import Cluster
 from tests.slurm.fake_commands import FakeSlurm, shim
-from tests.slurm.items import JOB, check_items, submit, wait_done
+from tests.slurm.items import JOB, check_items, events, log_of, submit, wait_done
 
 QUICK_S = 0.4
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
@@ -586,3 +586,30 @@ def test_a_real_job_that_sbatch_lost_sight_of_runs_to_its_end(
     check_items(run, 4)
     assert len(slurm_files.jobs(run)) == 1
     assert shutil.which("sbatch") == str(tmp_path / "bin" / "sbatch")
+
+
+@pytest.mark.slurm
+@pytest.mark.long
+def test_a_worker_in_a_container_without_scontrol_leaves_the_cause_to_the_batch_script(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for name in ("scontrol", "squeue", "sacct"):
+        (inside / name).write_text(
+            f"#!/bin/sh\necho {name} >>{inside}/calls\necho no such program >&2\nexit 127\n"
+        )
+        (inside / name).chmod(0o755)
+    line = f'srun() {{ PATH={inside}:$PATH command srun "$@"; }}'
+    run = submit(cluster, tmp_path, "a", "items=200", "item_s=0.3", f"setup=['{line}']")
+    cluster.wait_until(lambda: log_of(tmp_path / "out" / "a"), "it is at work")
+    [job] = slurm_files.jobs(run)
+    cluster.run("scancel", job)
+    cluster.wait_until(lambda: not cluster.squeue("-p", "low"), "the queue is empty")
+    assert "scontrol" in (inside / "calls").read_text()
+    notice = events(run, "notice")[0]
+    assert notice["cause"] == "preempted"  # what the worker had to guess
+    outcome = run.outcome(1)
+    assert outcome is not None
+    assert outcome.cause is Cause.CANCELLED
+    assert run.attempts() == [1]
