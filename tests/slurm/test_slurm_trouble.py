@@ -1,5 +1,6 @@
 """SLURM that answers oddly, late, or not at all: nothing is queued twice, lost, or taken for finished."""
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from get3d_cluster.runtime.loop import Progress
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.runtime.session import Session
-from get3d_cluster.schedulers import slurm, slurm_end, slurm_files, slurm_query, slurm_start
+from get3d_cluster.schedulers import notes, slurm, slurm_end, slurm_files, slurm_query, slurm_start
 from get3d_cluster.schedulers.slurm import SlurmScheduler
 from get3d_cluster.schedulers.slurm_entry import Start
 from get3d_cluster.schedulers.slurm_files import Place
@@ -495,6 +496,54 @@ def test_stopping_an_array_drops_what_waits_and_signals_what_runs(fake: FakeSlur
     fake.mode("scancel", "down")
     with pytest.raises(SchedulerError, match=r"scancel .*Unable to contact"):
         SlurmScheduler().stop(run, Cause.CANCELLED)
+
+
+# ------------------------------------------------------------ runs that come after others
+
+
+@pytest.mark.parametrize(("waited_s", "delay_s"), [(0, 15), (100, 15), (1200, 120), (86_400, 600)])
+def test_a_parent_that_has_no_job_is_looked_at_less_and_less_often(
+    fake: FakeSlurm, run: RunFolder, tmp_path: Path, waited_s: float, delay_s: float
+) -> None:
+    assert slurm.gate_of([run], follows=True, waited_s=waited_s) == slurm.Gate(
+        dependency="singleton", delay_s=delay_s
+    )
+
+
+def test_a_parent_in_the_queue_is_waited_for_and_one_that_is_done_is_not(
+    fake: FakeSlurm, run: RunFolder, tmp_path: Path
+) -> None:
+    done = make_run(tmp_path / "done")
+    done.done_path.write_text("{}")
+    fake.put("90", slurm_files.comment_of(run), state="PENDING", task="5-39%8")
+    fake.put("95", slurm_files.comment_of(run), state="RUNNING")
+    gate = slurm.gate_of([done, run], follows=False)
+    assert gate == slurm.Gate(dependency="afterany:90,afterany:95")
+
+
+def test_a_waiting_run_names_what_a_person_has_to_mend_first(
+    fake: FakeSlurm, run: RunFolder, tmp_path: Path
+) -> None:
+    child = make_run(tmp_path / "b")
+    child.write_spec(dataclasses.replace(child.spec(), after=(str(run.path),)))
+    fake.put("7", slurm_files.comment_of(child), state="PENDING", reason="BeginTime")
+    why = SlurmScheduler().standing(child).why
+    assert why == "waits for run a"
+    attempt = attempt_of(run)
+    refused = Outcome(
+        attempt=attempt, cause=Cause.REFUSED, exit_code=2, message="out=x is no folder\nmend it"
+    )
+    run.write_outcome(refused)
+    assert SlurmScheduler().standing(child).why == "waits for run a (failed: out=x is no folder)"
+    notes.hold(run, "3 crashes without a new checkpoint")
+    assert (
+        SlurmScheduler().standing(child).why == "waits for run a (held: 3 crashes without a new checkpoint)"
+    )
+    fake.put("100", slurm_files.comment_of(run), state="RUNNING", nodes="node1")
+    slurm_query.forget()
+    assert SlurmScheduler().standing(child).why == "waits for run a"  # it was resumed
+    shutil.rmtree(run.path)
+    assert SlurmScheduler().standing(child).why == "waits for run a (its folder is gone)"
 
 
 # ------------------------------------------------------------ arrays without SLURM
