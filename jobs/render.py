@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from get3d_cluster.core.job import Position, Resources
+from get3d_cluster.core.job import Position, Resources, RetryConfig
 from get3d_cluster.runtime.claims import Claims, Owner
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.session import ItemWork, Session
@@ -66,6 +66,8 @@ class Config:
     """Blender is killed when loading a model, or rendering a view, takes longer."""
     resources: Resources = field(default_factory=Resources)
     """What one attempt asks of the scheduler; Blender gets ``cpus_per_worker`` threads."""
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    """How often the run comes back by itself."""
 
     def __post_init__(self) -> None:
         if self.limit < 0:
