@@ -151,8 +151,12 @@ class _Worker:
 
     def _outcome_of_failure(self, failure: Failure, start_step: int) -> Outcome:
         code = ExitCode(failure.exit_code)
-        cause = _CAUSES.get(code, Cause.REFUSED)
-        return self._outcome(cause, code, start_step, message="\n".join(failure.lines))
+        message = "\n".join(failure.lines)
+        if code is ExitCode.BUG and self._notices.requested and (told := self._stop_reason().cause) in _TOLD:
+            # Whoever tells all to leave may kill one of them first, or what it works with.
+            code = ExitCode.CANCELLED if told is Cause.CANCELLED else ExitCode.SUSPENDED_PERIODIC
+            return self._outcome(told, code, start_step, message=f"failed while leaving: {message}")
+        return self._outcome(_CAUSES.get(code, Cause.REFUSED), code, start_step, message=message)
 
     def _work(self) -> loop.Ended:
         pulse = self._watched()

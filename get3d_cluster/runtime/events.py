@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from get3d_cluster.storage.local import write_atomic
+from get3d_cluster.storage.local import sync_file, write_atomic
 
 
 class EventLog:
@@ -39,8 +39,10 @@ class MetricLog:
             self._lines.append({"step": step, **values})
 
     def flush(self) -> None:
-        """Try again to write what could not be written."""
+        """Try again to write what could not be written, and make all rows durable: a checkpoint relies on them."""
         self._lines.flush()
+        if self._enabled and self._path.exists():
+            sync_file(self._path)
 
     def rewind(self, step: int) -> None:
         """Drop rows beyond ``step``: the attempt that resumes there writes them again."""

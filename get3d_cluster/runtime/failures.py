@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from get3d_cluster.errors import ExitCode, Get3dError, StorageError, UsageError
+from get3d_cluster.errors import ExitCode, Get3dError, StorageError
 from get3d_cluster.runtime.run_folder import read_json, write_json
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 LONGEST_LINE = 500
 
 
@@ -47,10 +47,11 @@ def explained(error: Exception) -> Get3dError | None:
     if isinstance(error, Get3dError):
         return error
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-        what = f"cannot write {error.filename or 'a file of the run'}: {error.strerror}"
-        return StorageError(
-            what, "free space there; nothing saved was lost, and the run comes back by itself"
+        what = f"cannot use {error.filename or 'a file of the run'}: {error.strerror}"
+        way_out = (
+            "free space there, or mend the disk; nothing saved was lost, and the run comes back by itself"
         )
+        return StorageError(what, way_out)
     return None
 
 
@@ -78,7 +79,7 @@ def _paths(folder: Path) -> Sequence[Path]:
 
 
 def _read(path: Path) -> Failure | None:
-    with contextlib.suppress(UsageError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(Get3dError, KeyError, TypeError, ValueError):
         data = read_json(path)
         return Failure(rank=data["rank"], exit_code=data["exit_code"], lines=tuple(data["lines"]))
     return None

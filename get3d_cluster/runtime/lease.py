@@ -169,6 +169,6 @@ def _fences(path: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(UsageError):
+    with contextlib.suppress(UsageError, StorageError):
         return read_json(path)
     return {}

@@ -26,7 +26,7 @@ class Notices:
         """Signal number and monotonic time of each notice, in order."""
         self._lock = threading.Lock()
         self._patience_s: float | None = None
-        self._is_answered = False
+        self._is_answered = self._is_ignoring = False
         self._former: dict[int, Any] = {}
         self._former_fd = self._write_end = -1
         self._thread: threading.Thread | None = None
@@ -62,7 +62,9 @@ class Notices:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was told to stop."""
+        """Whether this process was told to stop. Asked in each step, so it also takes back what a library took."""
+        if self._thread is not None and threading.current_thread() is threading.main_thread():
+            self._take_back()
         return bool(self.received)
 
     @property
@@ -98,8 +100,21 @@ class Notices:
 
     def ignore(self) -> None:
         """Stop listening: from here on nothing may interrupt leaving."""
+        self._is_ignoring = True
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+    def _take_back(self) -> None:
+        """Listen again where another handler lets a signal kill or ignores it, or another descriptor hears of it."""
+        if self._is_ignoring:
+            return
+        deaf = [n for n in STOP_SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.SIG_IGN, None)]
+        for number in deaf:
+            signal.signal(number, _do_nothing)
+        another = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False) != self._write_end
+        if deaf or another:
+            names = ", ".join(signal.Signals(number).name for number in deaf) or "the wake-up descriptor"
+            print(f"a library had taken {names}; notices are heard again", file=sys.stderr, flush=True)
 
     def _watch(self, read_end: int) -> None:
         while numbers := os.read(read_end, 64):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from get3d_cluster.core.job import Cause, JobSpec, Outcome
-from get3d_cluster.errors import UsageError
+from get3d_cluster.errors import Get3dError, StorageError, UsageError
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.storage.local import clean_folder, write_atomic
 
@@ -165,17 +166,24 @@ class RunFolder:
         if not begun or begun[-1].get("attempt") != attempt:
             return saved
         told = read_rows(self.metrics_path)[-1:]
-        with contextlib.suppress(UsageError):
+        with contextlib.suppress(Get3dError):
             progress = read_json(self.progress_path)
             told += [progress] if progress.get("attempt") == attempt else []
         return max([saved, *(int(row.get("step", 0)) for row in told)])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object. Raises: UsageError naming the file if it is missing or not one."""
+    """Return a JSON object.
+
+    Raises: UsageError naming the file if it is missing or not one; StorageError if the disk does not give it.
+    """
     try:
         data = json.loads(path.read_text())
     except OSError as error:
+        if error.errno in (errno.EIO, errno.ESTALE):
+            raise StorageError(
+                f"cannot read {path}: {error.strerror}", "mend the disk or mount it again"
+            ) from error
         raise UsageError(f"cannot read {path}: {error.strerror}", "is this the folder of a run?") from error
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON: {error}", RESTORE) from error

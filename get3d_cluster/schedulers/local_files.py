@@ -23,7 +23,7 @@ from typing import Any
 
 import get3d_cluster
 from get3d_cluster.core.job import Cause, Resources
-from get3d_cluster.errors import SchedulerError, UsageError
+from get3d_cluster.errors import Get3dError, SchedulerError
 from get3d_cluster.runtime import env
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
@@ -234,7 +234,7 @@ def search_path(first: Path, inherited: str) -> str:
 
 def read_request(path: Path) -> Request | None:
     """Return the request in a file of the inbox, or None if it makes no sense."""
-    with contextlib.suppress(UsageError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(Get3dError, KeyError, TypeError, ValueError):
         data = read_json(path)
         values = data | {
             "kind": Kind(data["kind"]),

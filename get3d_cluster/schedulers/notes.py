@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from get3d_cluster.core.job import Cause
-from get3d_cluster.errors import UsageError
+from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 
 
@@ -65,6 +65,6 @@ def why_away(run: RunFolder) -> str:
 
 def read_or_nothing(path: Path) -> dict[str, Any] | None:
     """Return a JSON file, or None if it is missing or torn."""
-    with contextlib.suppress(UsageError):
+    with contextlib.suppress(Get3dError):
         return read_json(path)
     return None

@@ -73,6 +73,16 @@ def clean_folder(folder: Path) -> None:
                 path.unlink()
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable, as far as the disk does it; nothing happens if it refuses."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)

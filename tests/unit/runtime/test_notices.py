@@ -121,3 +121,25 @@ def test_a_notice_is_dated_while_compiled_code_holds_the_main_thread():
         assert told_s[0] <= notices.first_s < (told_s[0] + over_s) / 2
     finally:
         notices.uninstall()
+
+
+@pytest.mark.parametrize("taken", [signal.SIG_IGN, signal.SIG_DFL, "descriptor"])
+def test_what_a_library_takes_is_taken_back_in_the_next_step(taken, capsys):
+    notices = Notices()
+    notices.install()
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    try:
+        if taken == "descriptor":
+            signal.set_wakeup_fd(write_end)
+        else:
+            signal.signal(signal.SIGTERM, taken)
+        assert not notices.requested
+        assert "notices are heard again" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wait_until(lambda: notices.requested)
+        assert capsys.readouterr().err == ""
+    finally:
+        notices.uninstall()
+        os.close(read_end)
+        os.close(write_end)
