@@ -5,6 +5,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from get3d_cluster.runtime.notices import STOP_SIGNALS, Notices
 
 
