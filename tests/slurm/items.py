@@ -1,12 +1,12 @@
 """Runs of items on the private SLURM: submit them, wait for them, and count what came out."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder
 from tests.jobs_for_tests import shared_items
 from tests.launching import launch, status
@@ -31,14 +31,9 @@ def wait_done(cluster: Cluster, *runs: RunFolder, seconds: float = 90) -> None:
     cluster.wait_until(lambda: not cluster.squeue("-p", "low"), "the queue is empty", seconds)
 
 
-def wait_for(cluster: Cluster, fact: Callable[[], object], what: str, seconds: float = 60) -> None:
-    cluster.wait_until(fact, what, seconds)
-
-
 def log_of(out: Path) -> list[dict[str, Any]]:
     """Return a line for each ending of an item, oldest first."""
-    path = out / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_rows(out / "log.jsonl")
 
 
 def check_items(run: RunFolder, count: int, *, skipped: tuple[int, ...] = ()) -> None:
@@ -68,8 +63,7 @@ def causes_by_element(run: RunFolder) -> dict[int | None, list[str]]:
 
 
 def events(run: RunFolder, name: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in run.events_path.read_text().splitlines()]
-    return [row for row in rows if row["event"] == name]
+    return [row for row in read_rows(run.events_path) if row["event"] == name]
 
 
 class Watch:
