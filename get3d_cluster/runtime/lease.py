@@ -118,20 +118,25 @@ def read_lease(path: Path) -> dict[str, Any] | None:
 
 def is_held(path: Path, watch_s: float = WATCH_S) -> dict[str, Any] | None:
     """Return the lease if somebody alive holds it; watches the beat for ``watch_s`` if the holder is elsewhere."""
-    held = read_lease(path)
-    if held is None or held.get("released"):
-        return None
-    holder = ProcessId(host=held["host"], pid=held["pid"], start=held["start"], boot=held["boot"])
-    alive = holder.is_alive()
-    if alive is not None:
-        return held if alive else None
-    end = time.monotonic() + watch_s
-    while time.monotonic() < end:
+    held, end = read_lease(path), time.monotonic() + watch_s
+    while held is not None and not held["released"]:
+        alive = _is_alive(held)
+        if alive is not None:
+            return held if alive else None
+        if time.monotonic() > end:
+            return None
         time.sleep(BEAT_S / 4)
-        now = read_lease(path)
-        if now is not None and (now["fence"], now["beat"]) != (held["fence"], held["beat"]):
-            return now
+        before, held = held, read_lease(path)
+        is_same = held is not None and (held["fence"], held["beat"]) == (before["fence"], before["beat"])
+        if before["token"] and not is_same:
+            return held
     return None
+
+
+def _is_alive(held: dict[str, Any]) -> bool | None:
+    """Say whether the holder lives; None if it is elsewhere, or if its file could not be read just now."""
+    holder = ProcessId(host=held["host"], pid=held["pid"], start=held["start"], boot=held["boot"])
+    return holder.is_alive() if held["token"] else None
 
 
 def refuse_second_copy(path: Path) -> None:

@@ -13,8 +13,6 @@ ALL = set(range(1, 109))
 """Numbers of the scenarios that docs/failures.md has to answer."""
 MAY_NOT_APPLY = {40, 41}
 """Those of checkpoints in two places."""
-NEED_SLURM = {15, 16, 18, 61, 63, 101}
-"""Those that only a real SLURM shows: their rows come with the tests on it, and leave this set."""
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _NODE = re.compile(r"tests/[\w/]+\.py(?:::\w+)*")
 
@@ -87,7 +85,7 @@ def test_the_table_of_failures_names_a_test_in_each_row() -> None:
 def test_every_scenario_has_its_row_or_a_reason_why_it_does_not_apply() -> None:
     shown = set().union(*(numbers for numbers, _ in scenario_rows()))
     besides = scenarios_that_do_not_apply()
-    assert sorted(ALL - shown - besides) == sorted(NEED_SLURM), "scenarios without a row"
+    assert sorted(ALL - shown - besides) == [], "scenarios without a row"
     assert shown & besides == set()
     assert shown | besides <= ALL
     assert besides <= MAY_NOT_APPLY
