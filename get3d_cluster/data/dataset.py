@@ -21,7 +21,7 @@ from get3d_cluster.core.cameras import condition_of
 from get3d_cluster.data.ahead import Ahead
 from get3d_cluster.data.cache import PieceCache, default_folder
 from get3d_cluster.data.config import ReadConfig
-from get3d_cluster.data.format import PackedImages
+from get3d_cluster.data.format import PackedImages, Sample
 from get3d_cluster.data.source import Location
 from get3d_cluster.errors import UsageError
 
@@ -66,6 +66,11 @@ class ImageDataset:
     def fingerprint(self) -> str:
         """Name of exactly these images and cameras, in this order; part of a checkpoint."""
         return self._images.fingerprint
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Key and camera of every image."""
+        return self._images.samples
 
     def expect(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
         """Say what the next batches will ask for, in their order: it is read and decoded meanwhile.
