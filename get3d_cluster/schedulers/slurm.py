@@ -517,10 +517,23 @@ def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[C
     cause, words = slurm_plan.ending_of(state, mine.exit_code if mine else "")
     failed = mine.failed_nodes if mine else ()
     if cause is Cause.NODE_FAILURE and not failed:
-        failed = slurm_query.down_nodes(place.hosts)
+        failed = told_failures(
+            _tail(slurm_files.output_of(run, attempt)), f"attempt {attempt} of {run.name} on "
+        )
+        failed = failed or slurm_query.down_nodes(place.hosts)  # not those that are back already
     if notice is not None:
         cause = notice.cause
     return cause, f"{words}: only step {run.saved_step()} stands", failed
+
+
+def told_failures(output: str, begin: str) -> tuple[str, ...]:
+    r"""Return the nodes that srun called failed in a batch output, after the line that starts with ``begin``.
+
+    >>> told_failures("attempt 1 of run on node1\nsrun: error: Node failure on node1", "attempt 1 of run on ")
+    ('node1',)
+    """
+    said = re.findall(r"^srun: error: Node failure on (\S+)", output.rpartition(begin)[2], re.MULTILINE)
+    return tuple(dict.fromkeys(node for names in said for node in slurm_plan.expand_nodes(names)))
 
 
 def last_cancellation(output: str) -> str:
