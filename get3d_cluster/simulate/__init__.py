@@ -227,7 +227,7 @@ class _Rehearsal:
         return self._aim_in_midst(blow, lookout, workers)
 
     def _aim_in_midst(self, blow: _Blow, lookout: Lookout, workers: Workers) -> bool:
-        if blow.aim == "leave" or (blow.aim in ("save", "publish") and not self._pace.saves_by_itself):
+        if blow.aim == "leave" or (blow.aim in ("save", "publish") and not self._can_wait(blow, lookout)):
             self._told_before = f"{blow.notice.name} to rank {blow.rank}"
             self._struck_s = time.monotonic()
             workers[blow.rank].send_signal(blow.notice)
@@ -241,6 +241,11 @@ class _Rehearsal:
             return False
         lasts_s = {"step": self._pace.step_s, "save": self._pace.save_s}.get(blow.aim, 0.0)
         return self._pause(blow.share * lasts_s, lookout, workers)
+
+    def _can_wait(self, blow: _Blow, lookout: Lookout) -> bool:
+        """Say whether to wait for a save that comes by itself; else a notice makes one, or the run would end early."""
+        is_on_time = lookout.step() <= blow.fraction * self._pace.num_steps + 1
+        return self._pace.saves_by_itself and is_on_time
 
     def _strike(self, blow: _Blow, lookout: Lookout, workers: Workers) -> Stop:
         """Send the signal; a notice goes to one worker only, as some schedulers do."""

@@ -27,7 +27,7 @@ class Lookout:
         self._samples_before = _names(run.samples_dir)
         self._checkpoints_before = _names(run.checkpoints_dir)
         self._attempt = 0
-        self._saves = 0
+        self._is_loading = False
         self.resumed_step: int | None = None
         """Step at which the attempt began to train."""
         self.ready_s: float | None = None
@@ -42,9 +42,9 @@ class Lookout:
     def look(self) -> None:
         """Take notice of what the attempt has told since the last look."""
         for row in self._new_events():
+            self._is_loading |= row.get("event") == "attempt-start"
             if row.get("event") in ("start", "resume"):
                 self.resumed_step, self.ready_s = int(row["step"]), self._clock() - self.begun_s
-            self._saves += row.get("event") == "save"
         if self.first_step_s is None and self.resumed_step is not None and self.step() > self.resumed_step:
             self.first_step_s = self._clock() - self.begun_s
 
@@ -92,7 +92,7 @@ class Lookout:
         if self.has_outcome():
             return "leaving"
         if self.resumed_step is None:
-            return "loading" if self._is_loading() else "imports"
+            return "loading" if self._is_loading else "imports"
         heartbeat = read_heartbeat(self._run.attempt_dir(self._attempt), 0)
         at_work = heartbeat.phase if heartbeat else ""
         if at_work == "leaving":
@@ -110,9 +110,6 @@ class Lookout:
         with contextlib.suppress(Get3dError):
             return read_json(self._run.progress_path)
         return {}
-
-    def _is_loading(self) -> bool:
-        return (self._run.attempt_dir(self._attempt) / "env.json").exists()
 
     def _new_events(self) -> list[dict[str, Any]]:
         """Return whole lines that came since the last call."""

@@ -15,7 +15,8 @@ PHASES = (
     "publishing",
     "leaving",
 )
-"""What an attempt can be seen doing from outside, in the order in which it does."""
+"""What an attempt can be seen doing from outside, in the order in which it does. Workers that meet import torch before,
+one that is alone while it loads."""
 
 
 @dataclass(frozen=True, kw_only=True)
