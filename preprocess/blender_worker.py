@@ -315,6 +315,7 @@ def _set_sampling(scene: Any, settings: Request, device: str) -> None:
     cycles.use_adaptive_sampling = settings["adaptive_threshold"] > 0
     cycles.adaptive_threshold = settings["adaptive_threshold"]
     cycles.adaptive_min_samples = settings["min_samples"]
+    cycles.use_light_tree = settings["light_tree"]
     cycles.use_animated_seed = False
     cycles.pixel_filter_type = "BLACKMAN_HARRIS"
     cycles.filter_width = settings["filter_width_px"]

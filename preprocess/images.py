@@ -103,6 +103,8 @@ class ImageConfig:
     """Fewest light paths for each pixel; fewer than 8 leave holes in the masks of glass."""
     adaptive_threshold: float = 0.05
     """Noise at which a pixel is left before ``samples``; 0 gives every pixel all of them."""
+    light_tree: bool = True
+    """Choose among lights by what they give; off is a fifth sooner and a little noisier with as few as these."""
     denoise: Literal["none", "fast", "balanced", "accurate"] = "balanced"
     """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on, "accurate" is
     Blender's default, thus GET3D's: slow, and it blurs textures."""
@@ -188,6 +190,7 @@ def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequenc
         "samples": image.samples,
         "min_samples": min(image.min_samples, image.samples),
         "adaptive_threshold": image.adaptive_threshold,
+        "light_tree": image.light_tree,
         "denoise": quality,
         "denoise_prefilter": prefilter,
         "filter_width_px": image.filter_width_px,
