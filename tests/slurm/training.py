@@ -96,6 +96,7 @@ class Training:
 
     def wait_done(self, timeout_s: float = TIMEOUT_S) -> None:
         self.wait(self.run.is_done, "DONE", timeout_s)
+        self.wait_outcome(self.run.attempts()[-1])  # is written after DONE
 
     def wait_absent(self, timeout_s: float = TIMEOUT_S) -> None:
         self.wait(lambda: SlurmScheduler().standing(self.run).state == "absent", "it left", timeout_s)
