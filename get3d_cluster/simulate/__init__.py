@@ -74,11 +74,11 @@ def simulate(job: str, config: Any, folder: Path, plan: Plan, tell: Callable[[st
     _check(job, config, plan)
     begun_s = time.monotonic()
     cpus = config.resources.cpus_per_worker
-    straight = _new_run(folder / "straight", job, config)
+    straight = new_run(folder / "straight", job, config)
     tell(f"once through on {plan.reference} workers")
     pace = _once_through(straight, plan.reference, cpus, tell)
     straight_s = time.monotonic() - begun_s
-    broken = _new_run(folder / "stopped", job, config)
+    broken = new_run(folder / "stopped", job, config)
     stops = _Rehearsal(broken, plan, cpus, pace, tell).stop_again_and_again()
     rows = read_rows(broken.events_path)
     return Verdict(
@@ -114,7 +114,8 @@ def _check(job: str, config: Any, plan: Plan) -> None:
         )
 
 
-def _new_run(path: Path, job: str, config: Any) -> RunFolder:
+def new_run(path: Path, job: str, config: Any) -> RunFolder:
+    """Write the folder of a run that no scheduler knows; whatever lies there goes."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     run = RunFolder(path)
@@ -401,4 +402,4 @@ def _how_far(fraction: float, first_step_s: float | None, spent_s: float) -> str
     return f"{100 * fraction:.0f} %, about {left_s:.0f} s left"
 
 
-__all__ = ["Plan", "Stop", "Verdict", "simulate", "start_workers", "wait"]
+__all__ = ["Plan", "Stop", "Verdict", "new_run", "simulate", "start_workers", "wait"]

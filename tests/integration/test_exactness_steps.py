@@ -1,0 +1,135 @@
+"""GET3D at toy size through real workers: each step of a run that is killed or moved has the bits of the straight one.
+
+Not only the end is compared: every worker writes down the digest of its whole state (weights, average, both Adams,
+counters) after every step of every attempt, those that are done twice included.
+"""
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from get3d_cluster.config import find_job, load
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.simulate import new_run
+from tests import train_setup as setup
+from tests.workers import logs, run_to_end, start, stop, wait, wait_for_step
+
+JOB = "tests.jobs_for_tests.digesting"
+STEPS = 12
+EVERY = 3
+"""Steps between checkpoints."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setup.dataset(tmp_path_factory.mktemp("steps") / "data")
+
+
+def training(folder: Path, data: Path, *, steps: int, shards: int = 4) -> RunFolder:
+    settings = [
+        f"data.path={data}",
+        f"batch.num_shards={shards}",
+        f"num_images={steps * shards * 2}",
+        f"checkpoint.every_steps={EVERY}",
+    ]
+    return new_run(folder, JOB, load(find_job(JOB).Config, setup.CONFIGS / "tiny_test.yaml", settings))
+
+
+def digests(run: RunFolder) -> dict[int, str]:
+    """Return the digest of each step; all workers and all attempts agree, or this fails."""
+    found: dict[int, str] = {}
+    for path in sorted(run.path.glob("digests.rank*.jsonl")):
+        for row in read_rows(path):
+            known = found.setdefault(row["step"], row["digest"])
+            assert row["digest"] == known, (
+                f"{path.name}: step {row['step']} of attempt {row['attempt']} differs"
+            )
+    return found
+
+
+def straight(folder: Path, data: Path, *, steps: int, shards: int) -> dict[int, str]:
+    run = training(folder, data, steps=steps, shards=shards)
+    run_to_end(run)
+    found = digests(run)
+    assert list(found) == list(range(1, steps + 1))
+    assert len(set(found.values())) == steps
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, str]:
+    return straight(tmp_path_factory.mktemp("alone") / "run", data, steps=STEPS, shards=4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
+def test_a_killed_run_has_the_bits_of_the_straight_one_at_every_step(
+    tmp_path: Path, data: Path, alone: dict[int, str], world_size: int
+) -> None:
+    """More than three R1 phases (every 3 steps) and five zero steps (every 2); killed in between, twice."""
+    run = training(tmp_path / "run", data, steps=STEPS)
+    for last in (5, 8):
+        workers = start(run, world_size)
+        wait_for_step(run, random.randrange(last - 1, last + 1))
+        stop(workers, signal.SIGKILL)
+        wait(workers)
+    run_to_end(run, world_size)
+    assert digests(run) == alone
+    resumed = [row["step"] for row in read_rows(run.events_path) if row["event"] == "resume"]
+    assert changes(run) == [], "the same environment is no change"
+    assert len(resumed) == 2, "a kill before the first checkpoint tests nothing"
+    twice = [row["step"] for row in read_rows(run.path / "digests.rank0.jsonl")]
+    assert len(twice) >= STEPS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("shards", "worlds"), [(8, (4, 2, 8, 3, 1)), (6, (4, 2, 6, 3, 1))], ids=["8 shards", "6 shards"]
+)
+def test_a_chain_over_numbers_of_workers_has_the_bits_of_one_worker_at_every_step(
+    tmp_path: Path, data: Path, shards: int, worlds: tuple[int, ...]
+) -> None:
+    steps = 2 * len(worlds)
+    one = straight(tmp_path / "one", data, steps=steps, shards=shards)
+    run = training(tmp_path / "moved", data, steps=steps, shards=shards)
+    for number, world_size in enumerate(worlds[:-1]):
+        workers = start(run, world_size)
+        wait_for_step(run, 2 * number + 1, timeout_s=170)
+        stop(workers, signal.SIGTERM, ranks=[random.randrange(world_size)])
+        assert wait(workers) == [75] * world_size, logs(run)
+    run_to_end(run, worlds[-1])
+    assert digests(run) == one
+    assert {row["world_size"] for row in read_rows(run.path / "digests.rank0.jsonl")} == set(worlds)
+
+
+def test_another_number_of_threads_is_told_where_the_bits_may_part(tmp_path: Path, data: Path) -> None:
+    """To go on is allowed; from this step on nobody may claim the bits of the straight run."""
+    run = training(tmp_path / "run", data, steps=6)
+    for threads in (1, 2):
+        _set_threads(run, threads)
+        workers = start(run)
+        wait_for_step(run, len(digests(run)) + 1)
+        stop(workers)
+        assert wait(workers) == [75], logs(run)
+    (told,) = changes(run)
+    (resumed,) = (row for row in read_rows(run.events_path) if row["event"] == "resume")
+    assert (told["attempt"], told["step"], told["changed"]) == (2, resumed["step"], {"threads": [1, 2]})
+    assert f"from step {told['step']} on" in run.log_path(2, 0).read_text()
+    _set_threads(run, 1)
+    run_to_end(run)
+    assert [row["changed"] for row in changes(run)] == [{"threads": [1, 2]}, {"threads": [2, 1]}]
+
+
+def changes(run: RunFolder) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run.events_path) if row["event"] == "environment"]
+
+
+def _set_threads(run: RunFolder, threads: int) -> None:
+    text = run.config_path.read_text()
+    before = next(line for line in text.splitlines() if "cpus_per_worker" in line)
+    head = before.partition(":")[0]
+    run.config_path.write_text(text.replace(before, f"{head}: {threads}"))
