@@ -23,7 +23,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.schedulers.local_machine import visible_gpus
 from get3d_cluster.simulate.lookout import Lookout
-from get3d_cluster.simulate.verdict import Plan, Stop, Verdict, sentence
+from get3d_cluster.simulate.verdict import Plan, Stop, Verdict, changed_environments, sentence
 from get3d_cluster.simulate.workers import Workers, kill, none_left, start_workers, wait
 
 Aim = Literal["start", "first step", "step", "preview", "save", "publish", "leave"]
@@ -80,7 +80,6 @@ def simulate(job: str, config: Any, folder: Path, plan: Plan, tell: Callable[[st
     straight_s = time.monotonic() - begun_s
     broken = new_run(folder / "stopped", job, config)
     stops = _Rehearsal(broken, plan, cpus, pace, tell).stop_again_and_again()
-    rows = read_rows(broken.events_path)
     return Verdict(
         digest=_digest(straight),
         other_digest=_digest(broken),
@@ -89,7 +88,7 @@ def simulate(job: str, config: Any, folder: Path, plan: Plan, tell: Callable[[st
         straight_s=straight_s,
         num_steps=pace.num_steps,
         asked_stops=plan.stops,
-        environments=tuple(row for row in rows if row["event"] == "environment"),
+        environments=tuple(changed_environments(read_rows(broken.events_path))),
     )
 
 

@@ -130,6 +130,23 @@ class Verdict:
         ]
 
 
+def changed_environments(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events of a run from which on its state is not bit for bit the uninterrupted one.
+
+    These are the resumes in another numeric environment that saved something: what an attempt did that left nothing
+    behind was done again by the next one.
+    """
+    furthest: dict[int, int] = {}
+    for row in rows:
+        if row.get("event") == "save":
+            furthest[row["attempt"]] = max(row["step"], furthest.get(row["attempt"], 0))
+    return [
+        row
+        for row in rows
+        if row.get("event") == "environment" and furthest.get(row["attempt"], 0) > row["step"]
+    ]
+
+
 STOP_HEADERS = (
     "#",
     "workers",

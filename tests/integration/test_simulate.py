@@ -17,7 +17,7 @@ from get3d_cluster.errors import Get3dError, UsageError
 from get3d_cluster.runtime.env import ProcessId, queue_folder
 from get3d_cluster.simulate import Plan, Stop, simulate
 from get3d_cluster.simulate.lookout import Lookout
-from get3d_cluster.simulate.verdict import PHASES, Verdict, phase_rows, stop_rows
+from get3d_cluster.simulate.verdict import PHASES, Verdict, changed_environments, phase_rows, stop_rows
 from get3d_cluster.simulate.workers import kill, start_workers
 from tests.train_setup import CONFIGS, dataset
 from tests.workers import make_run
@@ -202,3 +202,14 @@ def test_a_verdict_says_what_was_lost_and_where_the_bits_may_have_changed() -> N
     assert "threads 1 -> 2" in text
     assert "1 stops did not fit" in text
     assert json.loads(json.dumps(verdict.summary()))["kills"] == 1
+
+
+def test_an_attempt_elsewhere_that_saved_nothing_leaves_the_bits_as_they_were() -> None:
+    def event(name: str, attempt: int, step: int) -> dict[str, object]:
+        return {"event": name, "attempt": attempt, "step": step}
+
+    first = [event("start", 1, 0), event("save", 1, 5), event("environment", 2, 5), event("resume", 2, 5)]
+    assert changed_environments(first) == []
+    assert changed_environments([*first, event("save", 2, 5)]) == []
+    assert changed_environments([*first, event("save", 3, 9)]) == []
+    assert changed_environments([*first, event("save", 2, 8), event("save", 3, 9)]) == [first[2]]
