@@ -206,7 +206,9 @@ class RenderWork:
         self._left.remove(item)
         self._put_down()
         row = {"synset": item.synset, "model": item.model, "ended": str(ended)}
-        why = self._renderer.last if ended is Ended.QUARANTINED else {}
+        facts = self._tree.facts(item)
+        odd = {name: facts[name] for name in ("missing", "warnings") if facts.get(name)}
+        why = self._renderer.last if ended is Ended.QUARANTINED else odd
         place = {"attempt": self._session.attempt, "rank": self._session.rank}
         seconds = round(time.monotonic() - self._begun_s, 3)
         self._tree.log({**row, **why, **place, "seconds": seconds})

@@ -53,6 +53,9 @@ DENOISERS: Mapping[str, tuple[str, str]] = {
 }
 """Quality and prefilter of Open Image Denoise by the names that settings have."""
 
+LISTED = ("synset", "model", "reason", "message")
+"""Fields of a verdict that quarantine.jsonl has."""
+
 Settings = dict[str, Any]
 """Settings or facts as JSON."""
 
@@ -108,6 +111,11 @@ class ImageConfig:
     denoise: Literal["none", "fast", "balanced", "accurate"] = "balanced"
     """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on, "accurate" is
     Blender's default, thus GET3D's: slow, and it blurs textures."""
+    large_tris: int = 0
+    """Models with more triangles get ``large_samples`` paths and the balanced denoiser: where a path is dear the
+    denoiser is worth more, where it is cheap more paths are. 0: all models are alike."""
+    large_samples: int = 8
+    """Light paths for each pixel of a model above ``large_tris``."""
     filter_width_px: float = 0.01
     """Width of the pixel filter; 0.01 gives a hard silhouette like GET3D's, 1.5 an antialiased one."""
     longest_side: float = 0.9
@@ -134,7 +142,7 @@ class ImageConfig:
     """Rendered beside the images into folders of their own, as PNG with 16 bits; docs/rendering.md has the units."""
 
     def __post_init__(self) -> None:
-        for name in ("num_views", "resolution", "samples", "min_samples"):
+        for name in ("num_views", "resolution", "samples", "min_samples", "large_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.num_views > 1000:
@@ -182,17 +190,26 @@ def cameras_of(image: ImageConfig, item: ModelFile) -> list[View]:
     return views_for(image.seed, item.synset, item.model, image.num_views, image.elevation_range_deg)
 
 
-def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequence[int] | None) -> Settings:
-    """Return the fields of the ``configure`` request."""
-    quality, prefilter = DENOISERS[image.denoise]
+def sampling_of(image: ImageConfig, tris: int) -> Settings:
+    """Return how the pixels of a model are sampled and denoised."""
+    is_large = 0 < image.large_tris < tris
+    samples = image.large_samples if is_large else image.samples
+    quality, prefilter = DENOISERS["balanced" if is_large else image.denoise]
     return {
-        "resolution": image.resolution,
-        "samples": image.samples,
-        "min_samples": min(image.min_samples, image.samples),
-        "adaptive_threshold": image.adaptive_threshold,
-        "light_tree": image.light_tree,
+        "samples": samples,
+        "min_samples": min(image.min_samples, samples),
+        "adaptive_threshold": 0.0 if is_large else image.adaptive_threshold,
         "denoise": quality,
         "denoise_prefilter": prefilter,
+    }
+
+
+def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequence[int] | None) -> Settings:
+    """Return the fields of the ``configure`` request."""
+    return {
+        "resolution": image.resolution,
+        **sampling_of(image, 0),
+        "light_tree": image.light_tree,
         "filter_width_px": image.filter_width_px,
         "view_transform": image.view_transform,
         "bounces": BOUNCES,
@@ -326,7 +343,6 @@ class Tree:
         self._write(folder / "object.json", _json(facts, indent=1) + b"\n")
         if self._verdict(item).is_file():  # before the images are there: a model never is both
             self._verdict(item).unlink(missing_ok=True)
-            self.list_quarantined()
         self._move_images(item)
         self._facts(item).unlink(missing_ok=True)
         return True
@@ -339,10 +355,13 @@ class Tree:
         self._facts(item).unlink(missing_ok=True)
         for _, staged in self._moves(item):
             shutil.rmtree(staged, ignore_errors=True)
-        self.list_quarantined()
+        self._append("quarantine.jsonl", {key: verdict[key] for key in LISTED})
 
     def list_quarantined(self) -> None:
-        """Write quarantine.jsonl anew from the files in ``quarantine/``: one line a model, sorted."""
+        """Write quarantine.jsonl anew from the files in ``quarantine/``: one line a model, sorted.
+
+        Meanwhile lines are only appended: thousands of models may fail.
+        """
         written = None
         # Again until nothing came in between: of two workers, the one with the older list may write last.
         while (lines := self._quarantined_lines()) != written:
@@ -356,7 +375,10 @@ class Tree:
 
     def log(self, row: Settings) -> None:
         """Append a line to render.jsonl. For people: what counts is in the files of each model."""
-        path = self.out / "render.jsonl"
+        self._append("render.jsonl", row)
+
+    def _append(self, name: str, row: Settings) -> None:
+        path = self.out / name
         with _explained(path), path.open("ab", buffering=0) as file:
             file.write(_json(row) + b"\n")
 
@@ -401,10 +423,7 @@ class Tree:
     def _quarantined_lines(self) -> bytes:
         paths = sorted((self.out / "quarantine").glob("*/*.json"))
         verdicts = [verdict for path in paths if (verdict := _read_json(path))]
-        rows = [
-            {key: verdict.get(key, "") for key in ("synset", "model", "reason", "message")}
-            for verdict in verdicts
-        ]
+        rows = [{key: verdict.get(key, "") for key in LISTED} for verdict in verdicts]
         return b"".join(_json(row) + b"\n" for row in rows)
 
     def _view_rows(self, item: ModelFile) -> list[Settings] | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from get3d_cluster.core.cameras import blender_position, quaternion
 from get3d_cluster.errors import StorageError, UsageError
 from preprocess.blender import GIVEN_UP, Blender, RejectedError, WorkerFailedError
-from preprocess.images import Tree, cameras_of, key, seed_of, worker_settings
+from preprocess.images import Tree, cameras_of, key, sampling_of, seed_of, worker_settings
 from preprocess.passes import depth_words, encode_words, normal_words, read_exr
 from preprocess.quality import Gates, Pixels, decode, defect_of, encode, without_hidden_colour
 from preprocess.shapenet import LeftOut, ModelFile, look_again
@@ -62,6 +62,7 @@ class Renderer:
         self._on: dict[str, Any] = {}
         """What decides bits beside the settings: instructions of the CPU, and the GPUs."""
         self._loaded = ""
+        self._tris = 0
         self._num_loaded = 0
         self._failures: dict[str, int] = {}
 
@@ -110,7 +111,7 @@ class Renderer:
         )
         missing = sorted({*source.missing, *reply["missing_textures"]})
         self._judge(path, source, reply["faces"], missing)
-        self._loaded = key(item)
+        self._loaded, self._tris = key(item), reply["tris"]
         found = {"missing": missing, "warnings": source.warnings, "on": self._on}
         self.tree.put_facts(item, {name: reply[name] for name in FACTS} | found)
 
@@ -160,6 +161,7 @@ class Renderer:
             ),
             quaternion=quaternion(camera.rotation_deg, camera.elevation_deg),
             seed=seed_of(self.tree.image, item, view),
+            sampling=sampling_of(self.tree.image, self._tris),
             out=str(raw),
             passes=str(passes) if self.tree.image.passes else "",
         )
