@@ -3,7 +3,7 @@
 Depth is the distance from the camera's plane in steps of 1/16384 of the unit of the scene; 0 where nothing is seen.
 Normals are those of the surface in the axes of the model's file and of the trainer (Y up), each coordinate n stored as
 1 + (n + 1) / 2 * 65534, so a 0 in all three is where nothing is seen. Both are hard at the silhouette: where alpha is 0
-there is nothing.
+there is nothing, and neither where an antialiased edge is missed by the ray that they come from.
 """
 
 import struct
@@ -16,6 +16,7 @@ from preprocess.quality import PNG_LEVEL, Pixels
 
 DEPTH_STEPS = 16384
 """Steps of depth in one unit: 4 units in 16 bits; the camera stands 1.2 from the origin."""
+FARTHEST = 4.0
 NORMAL_STEPS = 65534
 EXR_MAGIC = 20000630
 _FLOAT = 2
@@ -56,8 +57,10 @@ def read_exr(data: bytes) -> dict[str, Floats]:  # [H, W] each
 
 def depth_words(channels: dict[str, Floats], pixels: Pixels) -> Words:  # [H, W]
     """Return the depth of what is seen."""
-    steps = np.rint(np.minimum(channels["Depth.Z"], 65535 / DEPTH_STEPS).astype(np.float64) * DEPTH_STEPS)
-    return np.where(pixels[..., 3] > 0, np.maximum(steps, 1), 0).astype(np.uint16)
+    depth = channels["Depth.Z"].astype(np.float64)
+    is_seen = (pixels[..., 3] > 0) & (depth < FARTHEST)  # Blender writes 1e10 where its ray hit nothing
+    steps = np.rint(np.where(is_seen, depth, 0.0) * DEPTH_STEPS)
+    return np.where(is_seen, np.clip(steps, 1, 65535), 0).astype(np.uint16)
 
 
 def normal_words(channels: dict[str, Floats], pixels: Pixels) -> Words:  # [H, W, 3]
@@ -65,9 +68,9 @@ def normal_words(channels: dict[str, Floats], pixels: Pixels) -> Words:  # [H, W
     x, y, z = (channels[f"Normal.{axis}"].astype(np.float64) for axis in "XYZ")
     normals = np.stack([x, z, -y], axis=-1)
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    unit = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
-    words = 1 + np.rint((unit + 1) / 2 * NORMAL_STEPS)
-    return np.where(pixels[..., 3:] > 0, words, 0).astype(np.uint16)
+    is_seen = (pixels[..., 3:] > 0) & (length > 0)
+    unit = np.divide(normals, length, out=np.zeros_like(normals), where=is_seen)
+    return np.where(is_seen, 1 + np.rint((unit + 1) / 2 * NORMAL_STEPS), 0).astype(np.uint16)
 
 
 def encode_words(words: Words) -> bytes:

@@ -50,7 +50,8 @@ def is_summed_up(tree: Tree) -> bool:
 def sum_up(tree: Tree, items: Sequence[ModelFile]) -> None:
     """Write the summary of ``items``, all of which have ended. Raises: StorageError."""
     ended = {synset: tree.ended(synset) for synset in {item.synset for item in items}}
-    tree.list_quarantined()
+    if (tree.out / "quarantine").is_dir():
+        tree.list_quarantined()
     verdicts = _rows(tree.out / "quarantine.jsonl")
     failed = {f"{row['synset']}/{row['model']}" for row in verdicts}
     finished = [item for item in items if item.model in ended[item.synset] and key(item) not in failed]

@@ -62,12 +62,14 @@ def test_depth_is_in_steps_of_the_scene_s_unit_and_nothing_is_zero() -> None:
     assert words[0, 0] == 0
     assert words[1, 1] == round(1.2 * 16384)
     far = depth_words({"Depth.Z": np.full((4, 4), 1e10, np.float32)}, seen())
-    assert far[1, 1] == 65535
+    assert far[1, 1] == 0  # an antialiased edge whose ray hit nothing
 
 
 def test_normals_are_in_the_axes_of_the_file_and_nothing_is_zero() -> None:
     words = normal_words(read_exr(fake.passes(4)), seen())
     assert words[0, 0].tolist() == [0, 0, 0]
+    none = normal_words({f"Normal.{axis}": np.zeros((4, 4), np.float32) for axis in "XYZ"}, seen())
+    assert not none.any()
     np.testing.assert_allclose((words[1, 1] - 1.0) / 65534 * 2 - 1, [0, 1, 0], atol=2e-5)  # Blender's Z is up
 
 
