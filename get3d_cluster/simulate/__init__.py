@@ -148,7 +148,8 @@ def _once_through(run: RunFolder, world_size: int, cpus: int, tell: Callable[[st
             lookout.look()
             if time.monotonic() - told_s > TOLD_S:
                 told_s = time.monotonic()
-                tell(_how_far(lookout.fraction(), lookout.first_step_s, told_s - begun_s))
+                if lookout.first_step_s is not None:
+                    tell(_how_far(lookout.fraction(), told_s - begun_s, lookout.first_step_s))
             time.sleep(POLL_S)
         codes = wait(workers)
     lookout.look()
@@ -394,10 +395,8 @@ def _digest(run: RunFolder) -> str:
     return str(read_json(run.done_path)["digest"])
 
 
-def _how_far(fraction: float, first_step_s: float | None, spent_s: float) -> str:
-    if first_step_s is None or fraction <= 0:
-        return "starting"
-    left_s = (spent_s - first_step_s) * (1 - fraction) / fraction
+def _how_far(fraction: float, spent_s: float, start_s: float) -> str:
+    left_s = (spent_s - start_s) * (1 - fraction) / max(fraction, 1e-9)
     return f"{100 * fraction:.0f} %, about {left_s:.0f} s left"
 
 
