@@ -86,7 +86,7 @@ def make(config: Config, session: Session) -> ItemWork:
     wanted = read_lists(config.lists, config.splits)
     found = find_models(config.models, config.synsets, wanted, Listings(tree.listing))
     tree.open()
-    if session.rank == 0:
+    if session.rank == 0 or not tree.has_listed_left_out():  # of an array, element 0 may come last
         tree.list_left_out(found.left_out)
     log = session.run.attempt_dir(session.attempt) / f"blender{session.rank:04d}.log"
     renderer = Renderer(

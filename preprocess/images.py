@@ -373,6 +373,9 @@ class Tree:
         lines = [_json(asdict(each)) + b"\n" for each in left_out]
         self._write(self.out / "left_out.jsonl", b"".join(lines))
 
+    def has_listed_left_out(self) -> bool:
+        return (self.out / "left_out.jsonl").is_file()
+
     def log(self, row: Settings) -> None:
         """Append a line to render.jsonl. For people: what counts is in the files of each model."""
         self._append("render.jsonl", row)
