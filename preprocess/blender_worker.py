@@ -117,8 +117,8 @@ class Worker:
         scene = self.bpy.context.scene
         scene.camera.location = request["position"]
         scene.camera.rotation_quaternion = request["quaternion"]
-        if "sampling" in request:
-            _set_sampling(scene, self.settings | request["sampling"], self.device)
+        scene.cycles.samples = request.get("samples", self.settings["samples"])
+        scene.cycles.adaptive_min_samples = request.get("min_samples", self.settings["min_samples"])
         scene.cycles.seed = request["seed"]
         scene.render.filepath = request["out"]
         if self.settings["crop"]:

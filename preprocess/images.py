@@ -112,8 +112,8 @@ class ImageConfig:
     """Quality of Open Image Denoise; "none" keeps textures sharp and is right from 32 fixed samples on, "accurate" is
     Blender's default, thus GET3D's: slow, and it blurs textures."""
     large_tris: int = 0
-    """Models with more triangles get ``large_samples`` paths and the balanced denoiser: where a path is dear the
-    denoiser is worth more, where it is cheap more paths are. 0: all models are alike."""
+    """Models with more triangles get ``large_samples`` instead of ``samples``: each of their paths takes longer.
+    0: all models are alike."""
     large_samples: int = 8
     """Light paths for each pixel of a model above ``large_tris``."""
     filter_width_px: float = 0.01
@@ -191,24 +191,20 @@ def cameras_of(image: ImageConfig, item: ModelFile) -> list[View]:
 
 
 def sampling_of(image: ImageConfig, tris: int) -> Settings:
-    """Return how the pixels of a model are sampled and denoised."""
-    is_large = 0 < image.large_tris < tris
-    samples = image.large_samples if is_large else image.samples
-    quality, prefilter = DENOISERS["balanced" if is_large else image.denoise]
-    return {
-        "samples": samples,
-        "min_samples": min(image.min_samples, samples),
-        "adaptive_threshold": 0.0 if is_large else image.adaptive_threshold,
-        "denoise": quality,
-        "denoise_prefilter": prefilter,
-    }
+    """Return how many paths the pixels of a model get."""
+    samples = image.large_samples if 0 < image.large_tris < tris else image.samples
+    return {"samples": samples, "min_samples": min(image.min_samples, samples)}
 
 
 def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequence[int] | None) -> Settings:
     """Return the fields of the ``configure`` request."""
+    quality, prefilter = DENOISERS[image.denoise]
     return {
         "resolution": image.resolution,
         **sampling_of(image, 0),
+        "adaptive_threshold": image.adaptive_threshold,
+        "denoise": quality,
+        "denoise_prefilter": prefilter,
         "light_tree": image.light_tree,
         "filter_width_px": image.filter_width_px,
         "view_transform": image.view_transform,

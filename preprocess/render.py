@@ -161,7 +161,7 @@ class Renderer:
             ),
             quaternion=quaternion(camera.rotation_deg, camera.elevation_deg),
             seed=seed_of(self.tree.image, item, view),
-            sampling=sampling_of(self.tree.image, self._tris),
+            **sampling_of(self.tree.image, self._tris),
             out=str(raw),
             passes=str(passes) if self.tree.image.passes else "",
         )
