@@ -65,6 +65,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, str
     return straight(tmp_path_factory.mktemp("alone") / "run", data, steps=STEPS, shards=4)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_a_killed_run_has_the_bits_of_the_straight_one_at_every_step(
     tmp_path: Path, data: Path, alone: dict[int, str], world_size: int
@@ -106,6 +107,7 @@ def test_a_chain_over_numbers_of_workers_has_the_bits_of_one_worker_at_every_ste
     assert {row["world_size"] for row in read_rows(run.path / "digests.rank0.jsonl")} == set(worlds)
 
 
+@pytest.mark.timeout(600)
 def test_another_number_of_threads_is_told_where_the_bits_may_part(tmp_path: Path, data: Path) -> None:
     """To go on is allowed; from this step on nobody may claim the bits of the straight run."""
     run = training(tmp_path / "run", data, steps=6)
