@@ -98,11 +98,11 @@ class Lookout:
         if at_work == "leaving":
             return "leaving"
         folder = self._run.checkpoints_dir
-        aside = [name for name in _names(folder) if name.startswith(".")]
+        aside = [name for name in _names(folder) - self._checkpoints_before if name.startswith(".")]
         if aside or at_work == "saving":
             is_whole = any((folder / name / MANIFEST).exists() for name in aside) or not aside
             return "publishing" if is_whole and self.is_publishing() else "saving"
-        if any(name.startswith(ASIDE) for name in _names(self._run.samples_dir)):
+        if any(name.startswith(ASIDE) for name in _names(self._run.samples_dir) - self._samples_before):
             return "preview"
         return "step" if self.first_step_s is not None else "first step"
 

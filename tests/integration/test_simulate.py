@@ -157,6 +157,8 @@ def test_phases_are_told_apart_by_what_lies_in_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", PLAIN)
     folder = run.attempt_dir(run.new_attempt())
     (run.checkpoints_dir / "step-000000001").mkdir(parents=True)
+    run.samples_dir.mkdir()
+    (run.samples_dir / ".writing-left-by-a-kill").write_text("")
     lookout = Lookout(run)
     lookout.follow(1)
     assert lookout.phase() == "imports"
@@ -174,7 +176,6 @@ def test_phases_are_told_apart_by_what_lies_in_the_run(tmp_path: Path) -> None:
     (aside / "manifest.json").write_text("{}")
     assert lookout.phase() == "publishing"
     aside.rename(run.checkpoints_dir / "step-000000002")
-    run.samples_dir.mkdir()
     (run.samples_dir / ".writing-000.png-ab").write_text("")
     assert lookout.phase() == "preview"
     (folder / "outcome.json").write_text("{}")
