@@ -200,7 +200,7 @@ class Blender:
             self._process.stdin.close()
         os.close(self._replies)
         self._process = None
-        self.scratch.remove("blender")
+        self.scratch.close()
 
     def _read_line(self, op: str, timeout_s: float) -> bytes:
         deadline = time.monotonic() + timeout_s
