@@ -45,6 +45,7 @@ ONE_OF_ALL = 0.3
 POLL_S = 0.02
 FAST_POLL_S = 0.003
 """For moments that last milliseconds."""
+AHEAD_STEPS = 2
 TOLD_S = 10.0
 """Between two lines about the uninterrupted run."""
 
@@ -196,6 +197,8 @@ class _Rehearsal:
         """Play one attempt, stopped by ``blow`` or, without one, to its end."""
         world_size = blow.world_size if blow else self._plan.worlds[len(self._stops) % len(self._plan.worlds)]
         struck_before_s, self._told_before = self._struck_s, ""
+        if blow and self._is_ahead(blow):
+            blow = dataclasses.replace(blow, aim="start")
         lookout = Lookout(self._run)
         workers = start_workers(self._run, world_size, cpus=self._cpus)
         lookout.follow(self._run.attempts()[-1])
@@ -212,6 +215,10 @@ class _Rehearsal:
             return
         self._stops.append(self._ended(stop, codes, lookout))
         self._tell(sentence(len(self._stops), self._plan.stops, self._stops[-1], self._left_s()))
+
+    def _is_ahead(self, blow: _Blow) -> bool:
+        """Say whether the run would end before all stops were made, were this one to wait for steps again."""
+        return self._run.saved_step() > blow.fraction * self._pace.num_steps + AHEAD_STEPS
 
     def _aim(self, blow: _Blow, lookout: Lookout, workers: Workers) -> bool:
         """Wait for the moment of ``blow``; say whether the workers were still there then."""
