@@ -136,7 +136,7 @@ class _Decoder:
 
 
 def prepared(
-    image: Image.Image,  # straight alpha
+    image: "Image.Image",  # straight alpha
     resolution: int,
     mask: Mask,
 ) -> Pixels:  # [resolution, resolution, 4] premultiplied
@@ -163,7 +163,7 @@ def _all_or_nothing(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def _resized(image: Image.Image, resolution: int) -> Pixels:
+def _resized(image: "Image.Image", resolution: int) -> Pixels:
     kind = Image.Resampling.BOX if resolution < image.height else Image.Resampling.BILINEAR
     return np.array(image.resize((resolution, resolution), kind))
 

@@ -17,7 +17,9 @@ WAIT_S = 240
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    text = (REPOSITORY / "README.md").read_text()
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if not language]  # those in sh are for a cluster
     return [line for block in blocks for line in block.splitlines() if not line.startswith(ELSEWHERE)]
 
 
