@@ -129,6 +129,7 @@ def test_ctrl_c_suspends_and_resume_goes_on(tmp_path: Path) -> None:
     assert (again.returncode, "is done already" in again.stdout) == (0, True)
 
 
+@pytest.mark.long
 def test_a_chain_runs_link_after_link_although_the_first_is_suspended_on_its_way(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     environment = {**os.environ, "GET3D_QUEUE": str(tmp_path / "queue"), "GET3D_SLOTS": "2"}

@@ -48,6 +48,7 @@ def test_a_training_stopped_and_killed_on_other_numbers_of_workers_ends_with_the
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_what_is_said_of_each_stop_is_what_the_run_logged(tmp_path: Path) -> None:
     config = load(find_job(PLAIN).Config, None, ["num_steps=60", PAUSE, "checkpoint.every_steps=7"])
     said: list[str] = []
