@@ -6,16 +6,19 @@ No library reduction is offered: sums go through ``dist.tree``, whose order does
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from get3d_cluster.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from get3d_cluster.dist.wire import Wire
+
+T = TypeVar("T")
 _POLL_S = 0.02
 LONGEST_EXCHANGE = timedelta(days=7)
 """The others wait in an exchange for as long as rank 0 saves; who waits for nothing is the watchdog's business."""
@@ -39,6 +42,19 @@ class Group(Protocol):
         """Return rank 0's JSON-able ``value`` on every rank."""
         ...
 
+    @property
+    def has_device_wire(self) -> bool:
+        """Whether the workers' GPUs can exchange messages."""
+        ...
+
+    def wire(self, via: str) -> "Wire":
+        """Open a wire of its own between the memories of ``device`` or ``host``."""
+        ...
+
+    def wait(self, arrival: Callable[[], T]) -> T:
+        """Return what ``arrival`` does, which waits for other workers outside of this group's calls."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...
@@ -59,6 +75,14 @@ class SoloGroup:
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    has_device_wire = False
+
+    def wire(self, via: str) -> "Wire":
+        raise AssertionError(f"one worker has nobody to reach via {via}")
+
+    def wait(self, arrival: Callable[[], T]) -> T:
+        return arrival()
 
     def close(self) -> None:
         pass
@@ -98,6 +122,26 @@ class TorchGroup:
             data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         torch.distributed.broadcast(data, src=0)
         return json.loads(bytes(data.cpu().numpy()))
+
+    @property
+    def has_device_wire(self) -> bool:
+        import torch
+
+        return torch.distributed.get_backend() == "nccl"
+
+    def wire(self, via: str) -> "Wire":
+        import torch
+
+        from get3d_cluster.dist.wire import DeviceWire, HostWire
+
+        if via == "device":
+            return DeviceWire(torch.distributed.new_group(timeout=LONGEST_EXCHANGE))
+        if self.has_device_wire:
+            return HostWire(torch.distributed.new_group(backend="gloo", timeout=LONGEST_EXCHANGE))
+        return HostWire()
+
+    def wait(self, arrival: Callable[[], T]) -> T:
+        return arrival()
 
     def close(self) -> None:
         import torch
