@@ -9,7 +9,7 @@ whose GPUs have no fast links to each other.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Network:
         self._wires: dict[Via, Wire] = {}
         self.via: Via = self._choose() if group.world_size > 1 else "host"
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Return what is worth a line in the log of a run."""
         return {
             "mode": self.config.mode,

@@ -157,7 +157,9 @@ BIG = ((40_000,), (100, 100), (50_000,))
 SIZE_BYTES = 4 * 100_002
 
 
-@pytest.mark.parametrize(("world_size", "num_shards"), [(2, 2), (4, 4), (4, 16), (8, 8), (3, 3), (6, 12), (5, 5)])
+@pytest.mark.parametrize(
+    ("world_size", "num_shards"), [(2, 2), (4, 4), (4, 16), (8, 8), (3, 3), (6, 12), (5, 5)]
+)
 def test_aligned_workers_send_what_a_ring_would(world_size, num_shards):
     config = ReductionConfig(bucket_mb=0.05)
     _, board = on_all(world_size, lambda g: reduced(g, num_shards, config, sizes=BIG))
@@ -216,7 +218,7 @@ def test_two_backward_passes_add_up_before_a_bucket_leaves_and_a_third_is_refuse
         reducer.start()
         p.sum().backward()
         p.sum().backward()
-        with pytest.raises(RuntimeError, match="p0 got gradients from more backward passes .* backwards=2"):
+        with pytest.raises(RuntimeError, match=r"p0 got gradients from more backward passes .* backwards=2"):
             p.sum().backward()
         return found
 
