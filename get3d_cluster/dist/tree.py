@@ -118,6 +118,7 @@ class GradientReducer:
         self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
         self._group = group
         self._network = network or Network(group, device=self._device)
+        self._owns_network = network is None
         self._num_shards = num_shards
         self._backwards = backwards
         self._mode = self._network.config.mode
@@ -135,8 +136,10 @@ class GradientReducer:
         self._mean: Tensor | None = None
         self._next = self.shards.start
         self._state = _Filling(self.layout)
-        for index, parameter in enumerate(self._parameters):
+        self._handles = [
             parameter.register_post_accumulate_grad_hook(self._hook(index))
+            for index, parameter in enumerate(self._parameters)
+        ]
 
     def start(self) -> range:
         """Forget the gradients of the step before, and return the micro-shards to compute."""
@@ -176,6 +179,13 @@ class GradientReducer:
         for parameter, start, stop in places:
             parameter.grad = mean[start:stop].view(parameter.shape).to(parameter.dtype)
         return mean[slice(*self.layout.extras)].clone()
+
+    def close(self) -> None:
+        """Let go of the parameters, and of the threads if they are this reducer's own."""
+        for handle in self._handles:
+            handle.remove()
+        if self._owns_network:
+            self._network.close()
 
     # A shard
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from get3d_cluster.core.shards import shards_of
 from get3d_cluster.dist.config import ReductionConfig
+from get3d_cluster.dist.group import SoloGroup
+from get3d_cluster.dist.hook import AllReduceHook
 from get3d_cluster.dist.network import Network
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 
@@ -274,3 +276,46 @@ def test_half_precision_parameters_get_their_gradients_in_their_own_type():
     for grad in on_all(2, work)[0]:
         assert grad.dtype == torch.bfloat16
         assert grad.tolist() == [1.5] * 3
+
+
+def hooked_steps(group, zero):
+    """Three steps of plain SGD through the public hook; gradients forgotten in one of two ways."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    for index, parameter in enumerate(net.parameters()):
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(index))
+    hook = AllReduceHook(net.parameters(), group, 4, num_extras=1, config=ReductionConfig(bucket_mb=1e-4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad(set_to_none=zero)
+        for shard in hook.shards:
+            x = torch.randn(5, 3, generator=torch.Generator().manual_seed(10 * step + shard))
+            (loss := net(x).square().mean()).backward()
+            if shard != hook.shards[-1]:
+                hook.add(loss)
+        losses.append(hook.finish(loss))
+        optimizer.step()
+    hook.close()
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()] + losses)
+
+
+def test_the_public_hook_gives_equal_weights_however_gradients_are_zeroed():
+    found = [
+        result
+        for zero in (True, False)
+        for world_size in (1, 2, 3, 4)
+        for result in on_all(world_size, lambda g, z=zero: hooked_steps(g, z))[0]
+    ]
+    assert all(torch.equal(result, found[0]) for result in found)
+
+
+def test_a_closed_hook_lets_go_of_the_model():
+    p = torch.nn.Parameter(torch.zeros(2))
+    AllReduceHook([p], SoloGroup()).close()
+    p.sum().backward()
+    assert p.grad.tolist() == [1, 1]
+
+
+def test_more_workers_than_shards_are_refused():
+    with pytest.raises(ValueError, match="3 workers cannot share num_shards=2"):
+        on_all(3, lambda group: AllReduceHook([torch.nn.Parameter(torch.zeros(1))], group, 2))

@@ -12,11 +12,15 @@ class Board:
 
     def __init__(self, world_size):
         self.world_size = world_size
-        self.barrier = threading.Barrier(world_size, timeout=20)
+        self.barrier = threading.Barrier(world_size, timeout=60)
         self.gathered = [None] * world_size
-        self.queues = defaultdict(queue.SimpleQueue)
+        self._queues = {}
         self.sent_bytes = defaultdict(int)
         self.lock = threading.Lock()
+
+    def queue(self, *key):
+        with self.lock:
+            return self._queues.setdefault(key, queue.SimpleQueue())
 
 
 class MemoryGroup:
@@ -60,9 +64,9 @@ class MemoryWire:
         for peer, tensor in sends:
             with board.lock:
                 board.sent_bytes[self.rank, peer] += tensor.numel() * tensor.element_size()
-            board.queues[self.rank, peer, lane].put(tensor.clone())
+            board.queue(self.rank, peer, lane).put(tensor.clone())
         sent = [_Arrival(None, None)] * len(sends)
-        return sent, [_Arrival(board.queues[peer, self.rank, lane], tensor) for peer, tensor in receives]
+        return sent, [_Arrival(board.queue(peer, self.rank, lane), tensor) for peer, tensor in receives]
 
 
 class _Arrival:
@@ -71,7 +75,7 @@ class _Arrival:
 
     def wait(self):
         if self.waiting is not None:
-            message = self.waiting.get(timeout=20)
+            message = self.waiting.get(timeout=60)
             assert (message.shape, message.dtype) == (self.tensor.shape, self.tensor.dtype)
             self.tensor.copy_(message)
 
@@ -91,7 +95,7 @@ def on_all(world_size, work):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(150)
     if errors:
         raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
     return results, board
