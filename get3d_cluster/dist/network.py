@@ -89,9 +89,14 @@ class Network:
         self.lanes.launch(load)
         return load
 
-    def needs_mirror(self) -> bool:
-        """Whether buckets go through pinned memory of the host."""
-        return self._stream is not None and self.via == "host" and self.group.world_size > 1
+    def mirror(self, size: int, dtype: torch.dtype) -> Tensor | None:  # [size]
+        """Return pinned memory of the host for a vector, if buckets go through it."""
+        if self._stream is None or self.via == "device" or self.group.world_size == 1:
+            return None
+        return self._pinned(size, dtype)
+
+    def _pinned(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=True)
 
     def close(self) -> None:
         """Let the threads end."""
@@ -156,7 +161,7 @@ class Network:
         """Return the shortest time of a bucket on ``way``, in seconds."""
         count = max(1, int(self.config.bucket_mb * 1e6 / 4))
         vector = torch.zeros(count, device=self._device)
-        mirror = torch.zeros(count, pin_memory=True) if way == "host" else None
+        mirror = self._pinned(count, torch.float32) if way == "host" else None
         route, rank = self._route(self.group.world_size, 0, way), self.group.rank
         seconds = []
         for _ in range(_TRIALS):

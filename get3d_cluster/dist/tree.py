@@ -128,7 +128,7 @@ class GradientReducer:
         """The micro-shards that this worker computes."""
         self._routes = [self._network.route(num_shards, levels) for levels in self._levels()]
         self._vectors = Vectors(self.layout.size, self.layout.dtype, self._device)
-        self._mirror = self._pinned()
+        self._mirror = self._network.mirror(self.layout.size, self.layout.dtype)
         self._flat = TreeSum(group, num_shards) if self._mode == "flat" else None
         self._stack: list[tuple[Block, Whole]] = []
         self._loads: list[Load] = []
@@ -307,11 +307,6 @@ class GradientReducer:
             f"{config.mode} {config.rounded_levels} of {self._num_shards}, backwards {self._backwards}",
             self.layout.describe(),
         ]
-
-    def _pinned(self) -> Tensor | None:
-        if not self._network.needs_mirror():
-            return None
-        return torch.empty(self.layout.size, dtype=self.layout.dtype, pin_memory=True)
 
 
 class _Filling:

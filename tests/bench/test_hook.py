@@ -20,7 +20,7 @@ from tests.bench.emulated_nodes import LINK, two_nodes
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 WORKER = (sys.executable, "-m", "tests.bench.hook_worker")
-S_MB, MBIT_S, STEPS = 120.0, 200, 3
+S_MB, MBIT_S, STEPS = 120.0, 200, 2
 LONGEST_S = 300
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
