@@ -16,8 +16,6 @@ from get3d_cluster.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from get3d_cluster.dist.wire import Wire
-
 T = TypeVar("T")
 _POLL_S = 0.02
 LONGEST_EXCHANGE = timedelta(days=7)
@@ -40,15 +38,6 @@ class Group(Protocol):
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's JSON-able ``value`` on every rank."""
-        ...
-
-    @property
-    def has_device_wire(self) -> bool:
-        """Whether the workers' GPUs can exchange messages."""
-        ...
-
-    def wire(self, via: str) -> "Wire":
-        """Open a wire of its own between the memories of ``device`` or ``host``."""
         ...
 
     def wait(self, arrival: Callable[[], T]) -> T:
@@ -75,11 +64,6 @@ class SoloGroup:
 
     def broadcast(self, value: Any) -> Any:
         return value
-
-    has_device_wire = False
-
-    def wire(self, via: str) -> "Wire":
-        raise AssertionError(f"one worker has nobody to reach via {via}")
 
     def wait(self, arrival: Callable[[], T]) -> T:
         return arrival()
@@ -122,23 +106,6 @@ class TorchGroup:
             data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         torch.distributed.broadcast(data, src=0)
         return json.loads(bytes(data.cpu().numpy()))
-
-    @property
-    def has_device_wire(self) -> bool:
-        import torch
-
-        return torch.distributed.get_backend() == "nccl"
-
-    def wire(self, via: str) -> "Wire":
-        import torch
-
-        from get3d_cluster.dist.wire import DeviceWire, HostWire
-
-        if via == "device":
-            return DeviceWire(torch.distributed.new_group(timeout=LONGEST_EXCHANGE))
-        if self.has_device_wire:
-            return HostWire(torch.distributed.new_group(backend="gloo", timeout=LONGEST_EXCHANGE))
-        return HostWire()
 
     def wait(self, arrival: Callable[[], T]) -> T:
         return arrival()

@@ -9,7 +9,7 @@ whose GPUs have no fast links to each other.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ from get3d_cluster.dist.exchange import Journey, Route
 from get3d_cluster.dist.group import Group
 from get3d_cluster.dist.lanes import Lanes, Load
 from get3d_cluster.dist.placement import Placement, gather_placement
-from get3d_cluster.dist.wire import LibrarySum, Wire
+from get3d_cluster.dist.wire import LibrarySum, Via, Wire, has_device_wire, open_wire
 
-Via = Literal["device", "host"]
 _TRIALS = 5
 
 
@@ -35,6 +34,7 @@ class Network:
         config: ReductionConfig | None = None,
         device: torch.device | str = "cpu",
         node: str = "",
+        opener: Callable[[Via], Wire] = open_wire,
     ) -> None:
         self.group = group
         self.config = config or ReductionConfig()
@@ -42,6 +42,7 @@ class Network:
         self.lanes = Lanes()
         self.measured_s: dict[str, float] = {}
         """Time of a bucket on each way, the slowest worker's, where both were measured."""
+        self._opener = opener
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._library: LibrarySum | None = None
@@ -147,7 +148,7 @@ class Network:
 
     def _choose(self) -> Via:
         """Take the faster way, the same on all workers."""
-        if self._device.type != "cuda" or not self.group.has_device_wire:
+        if self._device.type != "cuda" or not has_device_wire():
             return "host"
         if self.config.via != "auto":
             return self.config.via
@@ -174,7 +175,7 @@ class Network:
 
     def _route(self, num_shards: int, rounded_levels: int, via: Via) -> Route:
         if self.group.world_size > 1 and via not in self._wires:
-            self._wires[via] = self.group.wire(via)
+            self._wires[via] = self._opener(via)
         return Route(
             self._wires.get(via),
             self.group.rank,

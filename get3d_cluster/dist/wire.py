@@ -1,13 +1,14 @@
 """Messages from one worker to another. Nothing is added on the way."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from get3d_cluster.dist.group import LONGEST_EXCHANGE
 
+Via = Literal["device", "host"]
 Message = tuple[int, Tensor]
 """The other worker's rank, and memory to send or to fill; contiguous."""
 
@@ -28,6 +29,21 @@ class Wire(Protocol):
     ) -> tuple[list[Pending], list[Pending]]:
         """Begin to send and to receive; return one pending for each send, and one for each receive."""
         ...
+
+
+def has_device_wire() -> bool:
+    """Say whether the workers' GPUs can exchange messages."""
+    return torch.distributed.get_backend() == "nccl"
+
+
+def open_wire(via: Via) -> Wire:
+    """Open a wire between all processes of ``torch.distributed``, all of which call it."""
+    new_group = torch.distributed.new_group
+    if via == "device":
+        return DeviceWire(new_group(timeout=LONGEST_EXCHANGE))
+    if has_device_wire():
+        return HostWire(new_group(backend="gloo", timeout=LONGEST_EXCHANGE))
+    return HostWire()
 
 
 class HostWire:

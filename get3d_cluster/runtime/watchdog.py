@@ -122,13 +122,6 @@ class CountedGroup:
         with self._pulse.exchanging():
             return self._group.wait(arrival)
 
-    @property
-    def has_device_wire(self) -> bool:
-        return self._group.has_device_wire
-
-    def wire(self, via: str) -> Any:
-        return self._group.wire(via)
-
     def close(self) -> None:
         self._group.close()
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 
 from get3d_cluster.dist.config import ReductionConfig
-from get3d_cluster.dist.network import Network
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 from get3d_cluster.runtime.watchdog import CountedGroup, Pulse
 
 sys.path.insert(0, str(Path(__file__).parent))
-from together import on_all
+from together import network_of, on_all
 
 
 def test_every_phase_is_one_exchange_begun_when_this_worker_waits_and_ended_when_all_is_there():
@@ -19,7 +18,7 @@ def test_every_phase_is_one_exchange_begun_when_this_worker_waits_and_ended_when
         pulse = Pulse()
         group = CountedGroup(plain, pulse)
         p = torch.nn.Parameter(torch.zeros(100))
-        network = Network(group, ReductionConfig(bucket_mb=1e-4))
+        network = network_of(group, ReductionConfig(bucket_mb=1e-4))
         reducer = GradientReducer(PhasePlan("p", [("p", p)]), group, 2, network=network)
         before, beats = pulse.exchanges, pulse.beats
         seen = []

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from get3d_cluster.dist.config import ReductionConfig
-from get3d_cluster.dist.network import Network
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from together import on_all
+from together import network_of, on_all
 
 
 class Noting:
@@ -48,7 +47,7 @@ def test_both_ways_have_the_bits_of_one_worker_and_wait_for_what_they_use(
 
     def work(group, on_device=True):
         p = torch.nn.Parameter(torch.zeros(1000))
-        network = Network(group, ReductionConfig(bucket_mb=1e-3))
+        network = network_of(group, ReductionConfig(bucket_mb=1e-3))
         if on_device:
             network._stream, network.via = Noting(notes), via
             network._pinned = lambda size, dtype: torch.empty(size, dtype=dtype)

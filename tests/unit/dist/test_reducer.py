@@ -12,11 +12,10 @@ from get3d_cluster.core.shards import shards_of
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.dist.hook import AllReduceHook
-from get3d_cluster.dist.network import Network
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from together import on_all, parameters
+from together import network_of, on_all, parameters
 
 SIZES = ((5, 3), (17,), (1,), (4, 2, 3), (33,))
 
@@ -29,7 +28,7 @@ def gradient(shard, index, shape):
 def reduced(group, num_shards, config, missing=frozenset(), nodes=None, steps=1, sizes=SIZES):
     """Return all mean gradients and extras of some steps as one vector."""
     named = parameters(sizes)
-    network = Network(group, config, node=nodes[group.rank] if nodes else "")
+    network = network_of(group, config, node=nodes[group.rank] if nodes else "")
     reducer = GradientReducer(PhasePlan("p", named, 2), group, num_shards, network=network)
     found = []
     for step in range(steps):
@@ -189,7 +188,7 @@ def test_a_bucket_leaves_before_backward_is_over():
 
     def work(group):
         named = parameters(((1000,),) * 4)
-        network = Network(group, ReductionConfig(bucket_mb=0.004))
+        network = network_of(group, ReductionConfig(bucket_mb=0.004))
         reducer = GradientReducer(PhasePlan("p", named), group, 2, network=network)
         network.launch = lambda *a, real=network.launch: (launched.append(group.rank), real(*a))[1]
         x = torch.ones(1000)
@@ -210,7 +209,7 @@ def test_a_bucket_leaves_before_backward_is_over():
 def test_two_backward_passes_add_up_before_a_bucket_leaves_and_a_third_is_refused():
     def work(group):
         (_, p), (_, q) = named = parameters(((3,), (2,)))
-        reducer = GradientReducer(PhasePlan("p", named), group, 2, backwards=2)
+        reducer = GradientReducer(PhasePlan("p", named), group, 2, backwards=2, network=network_of(group))
         reducer.start()
         (p.sum() * (1 + group.rank) + q.sum()).backward()
         (p.sum() * 10).backward()  # q gets nothing here: it leaves when the shard is whole
@@ -230,7 +229,9 @@ def test_two_backward_passes_add_up_before_a_bucket_leaves_and_a_third_is_refuse
 
 def test_shards_are_those_of_the_plan():
     def work(group):
-        return list(GradientReducer(PhasePlan("p", parameters(((1,),))), group, 8).shards)
+        return list(
+            GradientReducer(PhasePlan("p", parameters(((1,),))), group, 8, network=network_of(group)).shards
+        )
 
     assert on_all(3, work)[0] == [list(shards_of(rank, 3, 8)) for rank in range(3)]
 
@@ -238,7 +239,7 @@ def test_shards_are_those_of_the_plan():
 def test_what_fails_beside_the_computation_is_raised_in_it():
     def work(group):
         named = parameters(((3,),))
-        network = Network(group, ReductionConfig())
+        network = network_of(group, ReductionConfig())
         reducer = GradientReducer(PhasePlan("p", named), group, 2, network=network)
 
         def broken(*_):
@@ -256,7 +257,7 @@ def test_what_fails_beside_the_computation_is_raised_in_it():
 
 def test_workers_with_other_buckets_are_told_so():
     def work(group):
-        network = Network(group, ReductionConfig(bucket_mb=1e-5 * (1 + group.rank)))
+        network = network_of(group, ReductionConfig(bucket_mb=1e-5 * (1 + group.rank)))
         GradientReducer(PhasePlan("p", parameters(((30,),))), group, 2, network=network)
 
     with pytest.raises(RuntimeError, match="phase p differs between workers"):
@@ -266,7 +267,7 @@ def test_workers_with_other_buckets_are_told_so():
 def test_half_precision_parameters_get_their_gradients_in_their_own_type():
     def work(group):
         p = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-        reducer = GradientReducer(PhasePlan("p", [("p", p)]), group, 2)
+        reducer = GradientReducer(PhasePlan("p", [("p", p)]), group, 2, network=network_of(group))
         reducer.start()
         (p * (1 + group.rank)).sum().backward()
         reducer.add()
@@ -283,7 +284,9 @@ def hooked_steps(group, zero):
     net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     for index, parameter in enumerate(net.parameters()):
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(index))
-    hook = AllReduceHook(net.parameters(), group, 4, num_extras=1, config=ReductionConfig(bucket_mb=1e-4))
+    hook = AllReduceHook(
+        net.parameters(), group, 4, num_extras=1, network=network_of(group, ReductionConfig(bucket_mb=1e-4))
+    )
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     losses = []
     for step in range(3):
@@ -318,4 +321,9 @@ def test_a_closed_hook_lets_go_of_the_model():
 
 def test_more_workers_than_shards_are_refused():
     with pytest.raises(ValueError, match="3 workers cannot share num_shards=2"):
-        on_all(3, lambda group: AllReduceHook([torch.nn.Parameter(torch.zeros(1))], group, 2))
+        on_all(
+            3,
+            lambda group: AllReduceHook(
+                [torch.nn.Parameter(torch.zeros(1))], group, 2, network=network_of(group)
+            ),
+        )

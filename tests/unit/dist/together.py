@@ -6,6 +6,8 @@ from collections import defaultdict
 
 import torch
 
+from get3d_cluster.dist.network import Network
+
 
 class Board:
     """What the workers of a test share."""
@@ -24,8 +26,6 @@ class Board:
 
 
 class MemoryGroup:
-    has_device_wire = False
-
     def __init__(self, rank, board):
         self.rank, self.world_size, self.board = rank, board.world_size, board
 
@@ -37,9 +37,6 @@ class MemoryGroup:
 
     def broadcast(self, value):
         return self._gather(value)[0]
-
-    def wire(self, via):
-        return MemoryWire(self.rank, self.board)
 
     def wait(self, arrival):
         return arrival()
@@ -53,6 +50,12 @@ class MemoryGroup:
         values = list(self.board.gathered)
         self.board.barrier.wait()
         return values
+
+
+def network_of(group, config=None, **options):
+    """Return a network whose wire is memory."""
+    plain = getattr(group, "_group", group)
+    return Network(group, config, opener=lambda via: MemoryWire(plain.rank, plain.board), **options)
 
 
 class MemoryWire:
