@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from get3d_cluster.core.shards import Block, fold, merge
+from get3d_cluster.dist.lanes import Step
 from get3d_cluster.dist.route import Rounding, Span, Stage, pieces, rounding, span_of, stages
 from get3d_cluster.dist.wire import Message, Pending, Wire
 
 NARROW = torch.bfloat16
+_MOST_STAGES = 64
 
 
 @dataclass(slots=True)
@@ -64,20 +66,29 @@ class Route:
         *,
         local_size: int = 1,
         rounded_levels: int = 0,
+        number: int = 0,
     ) -> None:
+        """``number`` tells routes of one wire apart, whose stages differ."""
         self.wire = wire
+        self._number = number
         self.num_shards = num_shards
         self.where = rounding(num_shards, rounded_levels)
         self.adder = Adder(self.where)
         self.stages = stages(rank, world_size, num_shards, local_size, rounded_levels)
-        self._memory: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._memory: dict[tuple[tuple[int, int], int, torch.dtype], Tensor] = {}
 
-    def memory(self, lane: int, place: int, like: Tensor, dtype: torch.dtype, size: int) -> Tensor:  # [size]
-        """Return memory that lane uses again and again, so that it stays in the cache."""
-        key = (lane, place, dtype)
+    def memory(
+        self, where: tuple[int, int], place: int, like: Tensor, dtype: torch.dtype, size: int
+    ) -> Tensor:  # [size]
+        """Return memory that a slot of a lane uses again and again."""
+        key = (where, place, dtype)
         if key not in self._memory or self._memory[key].numel() < size:
             self._memory[key] = torch.empty(size, dtype=dtype, device=like.device)
         return self._memory[key][:size]
+
+    def tag(self, stage: int, *, gathers: bool) -> int:
+        """Return what sets messages of a stage apart: lanes begin later stages at times of their own."""
+        return 2 * (_MOST_STAGES * self._number + stage) + gathers
 
     def lanes(self) -> list[list[tuple[bool, int]]]:
         """Return what each lane does: (whether it gathers, number of the stage)."""
@@ -100,7 +111,7 @@ class Journey:
         self.out = parts[0][1]
         self._edges: list[list[int]] = []
 
-    def steps(self) -> list[Callable[[], None]]:
+    def steps(self) -> list[Step]:
         """Return what each lane has to do."""
         rows = self._route.lanes()
         last = len(rows) - 1
@@ -124,53 +135,76 @@ class Journey:
         self.parts = [(block, copy) for copy, (block, _) in zip(copies, self.parts, strict=True)]
         self.out = mirror
 
-    def _step(self, lane: int, row: list[tuple[bool, int]], *, is_last: bool) -> Callable[[], None]:
-        def run() -> None:
+    def _step(self, lane: int, row: list[tuple[bool, int]], *, is_last: bool) -> Step:
+        def begin(slot: int) -> Callable[[], None]:
             with torch.no_grad():
                 if lane == 0:
                     self.merge()
-                for gathers, number in row:
-                    (self._gather if gathers else self._scatter)(number, lane)
-                if is_last and not self._owners_divide:
-                    self.out.div_(self._route.num_shards)
+                first = self._begin(row[0], (lane, slot)) if row else None
 
-        return run
+            def finish() -> None:
+                with torch.no_grad():
+                    if first is not None:
+                        first()
+                    for turn in row[1:]:
+                        self._begin(turn, (lane, slot))()
+                    if is_last and not self._owners_divide:
+                        self.out.div_(self._route.num_shards)
+
+            return finish
+
+        return begin
+
+    def _begin(self, turn: tuple[bool, int], place: tuple[int, int]) -> Callable[[], None]:
+        gathers, number = turn
+        return self._gather(number, place) if gathers else self._scatter(number, place)
 
     @property
     def _owners_divide(self) -> bool:
         """Whether each piece is divided once, by its owner; a quotient would not fit what travels as bf16."""
         return bool(self._route.stages) and not self._route.where.root
 
-    def _scatter(self, number: int, lane: int) -> None:
-        """Send to each peer its piece of what this worker has, and add up the own piece."""
+    def _scatter(self, number: int, where: tuple[int, int]) -> Callable[[], None]:
+        """Send to each peer its piece of what this worker has; what is returned adds up the own piece."""
         route, stage = self._route, self._route.stages[number]
         region = self._edges[-1] if self._edges else [0, self.out.numel()]
         place = route.stages[number - 1].place if number else 0
         edges = pieces(region[place], region[place + 1], len(stage.peers))
         self._edges.append(edges)
         start, stop = edges[stage.place : stage.place + 2]
-        arriving = list(self._arriving(stage, lane, stop - start))
+        arriving = list(self._arriving(stage, where, stop - start))
         leaving = list(self._leaving(stage, edges))
-        sent, received = _start(route.wire, leaving, [(peer, memory) for peer, _, memory in arriving], lane)
+        sent, received = _start(
+            route.wire,
+            leaving,
+            [(peer, memory) for peer, _, memory in arriving],
+            route.tag(number, gathers=False),
+        )
         own = zip(stage.blocks[stage.place], self.parts, strict=True)
         mine = [
             (block, Node(span_of(block), part[start:stop], i == 0))
             for i, (block, (_, part)) in enumerate(own)
         ]
-        total = route.adder.total(_in_order(stage, mine, arriving, received))
-        if number == len(route.stages) - 1 and self._owners_divide:
-            total.tensor.div_(route.num_shards)
         self.parts = [((0, 0), self.out)]
-        for pending in sent:
-            pending.wait()
 
-    def _arriving(self, stage: Stage, lane: int, size: int) -> Iterator[tuple[int, Block, Tensor]]:
+        def add_up() -> None:
+            total = route.adder.total(_in_order(stage, mine, arriving, received))
+            if number == len(route.stages) - 1 and self._owners_divide:
+                total.tensor.div_(route.num_shards)
+            for pending, _ in zip(sent, leaving, strict=False):  # what leaves is kept until it left
+                pending.wait()
+
+        return add_up
+
+    def _arriving(
+        self, stage: Stage, where: tuple[int, int], size: int
+    ) -> Iterator[tuple[int, Block, Tensor]]:
         count = 0
         for peer, blocks in zip(stage.peers, stage.blocks, strict=True):
             for block in blocks:
                 if peer != stage.peers[stage.place]:
                     dtype = self._dtype(span_of(block))
-                    yield peer, block, self._route.memory(lane, count, self.out, dtype, size)
+                    yield peer, block, self._route.memory(where, count, self.out, dtype, size)
                     count += 1
 
     def _leaving(self, stage: Stage, edges: list[int]) -> Iterator[Message]:
@@ -179,8 +213,8 @@ class Journey:
                 for block, (_, part) in zip(stage.blocks[stage.place], self.parts, strict=True):
                     yield peer, part[edges[i] : edges[i + 1]].to(self._dtype(span_of(block)))
 
-    def _gather(self, number: int, lane: int) -> None:
-        """Send the own piece to all peers, and take theirs."""
+    def _gather(self, number: int, where: tuple[int, int]) -> Callable[[], None]:
+        """Send the own piece to all peers; what is returned takes theirs."""
         route, stage = self._route, self._route.stages[number]
         edges = self._edges.pop()
         dtype = NARROW if route.where.root else self.out.dtype
@@ -190,17 +224,23 @@ class Journey:
             if i != stage.place:
                 place = self.out[edges[i] : edges[i + 1]]
                 is_same = dtype == place.dtype
-                memory = place if is_same else route.memory(lane, i, place, dtype, place.numel())
+                memory = place if is_same else route.memory(where, i, place, dtype, place.numel())
                 receives.append((peer, memory))
                 places.append(place)
         others = [peer for i, peer in enumerate(stage.peers) if i != stage.place]
-        sent, received = _start(route.wire, [(peer, mine) for peer in others], receives, lane)
-        for pending, (_, memory), place in zip(received, receives, places, strict=True):
-            pending.wait()
-            if memory is not place:
-                place.copy_(memory)
-        for pending in sent:
-            pending.wait()
+        sent, received = _start(
+            route.wire, [(peer, mine) for peer in others], receives, route.tag(number, gathers=True)
+        )
+
+        def take() -> None:
+            for pending, (_, memory), place in zip(received, receives, places, strict=True):
+                pending.wait()
+                if memory is not place:
+                    place.copy_(memory)
+            for pending in sent:
+                pending.wait()
+
+        return take
 
     def _dtype(self, span: Span) -> torch.dtype:
         return NARROW if span in self._route.where.operands else self.out.dtype
@@ -225,7 +265,7 @@ def _in_order(
 
 
 def _start(
-    wire: Wire | None, sends: Sequence[Message], receives: Sequence[Message], lane: int
+    wire: Wire | None, sends: Sequence[Message], receives: Sequence[Message], tag: int
 ) -> tuple[list[Pending], list[Pending]]:
     """Begin what is not empty: both ends know which pieces are."""
     if wire is None:
@@ -233,7 +273,7 @@ def _start(
         assert not receives
         return [], []
     sent, received = wire.start(
-        [item for item in sends if item[1].numel()], [item for item in receives if item[1].numel()], lane
+        [item for item in sends if item[1].numel()], [item for item in receives if item[1].numel()], tag
     )
     waiting = iter(received)
     return sent, [next(waiting) if tensor.numel() else _HERE for _, tensor in receives]

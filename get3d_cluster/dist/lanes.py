@@ -2,15 +2,21 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+Step = Callable[[int], Callable[[], None]]
+"""Begins what a lane does with a bucket, in one of the lane's slots, and returns what brings it to its end."""
+WINDOW = 2
+"""Buckets that a lane has begun at once: messages of the next are on their way while those of one are awaited."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Load:
     """A bucket on its way: what each lane does with it, in turn."""
 
-    steps: Sequence[Callable[[], None]]
+    steps: Sequence[Step]
     is_done: bool = False
     after: list[Callable[[], None]] = field(default_factory=list)
     """What the computation does once it is there, such as to wait for an event of a GPU."""
@@ -55,17 +61,34 @@ class Lanes:
         threading.Thread(target=self._run, args=(lane, waiting), daemon=True, name=f"lane-{lane}").start()
 
     def _run(self, lane: int, waiting: "queue.SimpleQueue[Load | None]") -> None:
-        while (load := waiting.get()) is not None:
+        begun: deque[tuple[Load, Callable[[], None]]] = deque()
+        count = 0
+        while True:
+            load = self._next(waiting, is_idle=not begun) if len(begun) < WINDOW else _NOTHING
+            if load is None:
+                return
             if self._failure:
+                begun.clear()
                 continue
             try:
-                load.steps[lane]()
+                if isinstance(load, Load):
+                    begun.append((load, load.steps[lane](count % WINDOW)))
+                    count += 1
+                else:
+                    here, finish = begun.popleft()
+                    finish()
+                    self._pass(here, lane + 1)
             except BaseException as error:  # noqa: BLE001  raised again in the thread that waits
                 with self._changed:
                     self._failure = self._failure or error
                     self._changed.notify_all()
-            else:
-                self._pass(load, lane + 1)
+
+    def _next(self, waiting: "queue.SimpleQueue[Load | None]", *, is_idle: bool) -> "Load | _Nothing | None":
+        """Return the next load; nothing if there is none yet and others are begun."""
+        try:
+            return waiting.get(block=is_idle)
+        except queue.Empty:
+            return _NOTHING
 
     def _pass(self, load: Load, lane: int) -> None:
         if lane < len(load.steps):
@@ -74,3 +97,10 @@ class Lanes:
         with self._changed:
             load.is_done = True
             self._changed.notify_all()
+
+
+class _Nothing:
+    pass
+
+
+_NOTHING = _Nothing()

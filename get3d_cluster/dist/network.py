@@ -18,7 +18,7 @@ from get3d_cluster.core.shards import Block
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.exchange import Journey, Route
 from get3d_cluster.dist.group import Group
-from get3d_cluster.dist.lanes import Lanes, Load
+from get3d_cluster.dist.lanes import Lanes, Load, Step
 from get3d_cluster.dist.placement import Placement, gather_placement
 from get3d_cluster.dist.wire import LibrarySum, Via, Wire, has_device_wire, open_wire
 
@@ -46,6 +46,7 @@ class Network:
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._library: LibrarySum | None = None
+        self._numbers: dict[tuple[int, int], int] = {}
         self._wires: dict[Via, Wire] = {}
         self.via: Via = self._choose() if group.world_size > 1 else "host"
 
@@ -80,11 +81,12 @@ class Network:
             self._library = LibrarySum()
         library = self._library
 
-        def add() -> None:
+        def add(_: int) -> Callable[[], None]:
             with torch.no_grad():
                 out = Journey(route, parts).fold()
                 library.add(out)
                 out.div_(route.num_shards)
+            return _nothing
 
         load = self._load([add])
         self.lanes.launch(load)
@@ -103,19 +105,20 @@ class Network:
         """Let the threads end."""
         self.lanes.close()
 
-    def _load(self, steps: Sequence[Callable[[], None]]) -> Load:
+    def _load(self, steps: Sequence[Step]) -> Load:
         """On a GPU: one lane, on the stream beside the computation, behind what was computed so far."""
         if self._stream is None:
             return Load(steps=steps)
         stream, ready, done = self._stream, torch.cuda.Event(), torch.cuda.Event()
         ready.record()
 
-        def run() -> None:
+        def run(slot: int) -> Callable[[], None]:
             with torch.cuda.stream(stream):
                 stream.wait_event(ready)
                 for step in steps:
-                    step()
+                    step(slot)()
                 done.record(stream)
+            return _nothing
 
         return Load(steps=[run], after=[lambda: torch.cuda.current_stream().wait_event(done)])
 
@@ -125,26 +128,29 @@ class Network:
         stream, ready, done = self._stream, torch.cuda.Event(), torch.cuda.Event()
         ready.record()
         target = journey.out
-        steps = journey.steps()
+        first, *between, last = journey.steps()
 
-        def down() -> None:
+        def down(slot: int) -> Callable[[], None]:
             with torch.cuda.stream(stream), torch.no_grad():
                 stream.wait_event(ready)
                 journey.merge()
                 journey.move(mirror)
             stream.synchronize()
-            steps[0]()
+            return first(slot)
 
-        def up() -> None:
-            if len(steps) > 1:
-                steps[-1]()
-            with torch.cuda.stream(stream), torch.no_grad():
-                target.copy_(mirror, non_blocking=True)
-                done.record(stream)
+        def up(slot: int) -> Callable[[], None]:
+            finish = last(slot)
 
-        return Load(
-            steps=[down, *steps[1:-1], up], after=[lambda: torch.cuda.current_stream().wait_event(done)]
-        )
+            def copy_up() -> None:
+                finish()
+                with torch.cuda.stream(stream), torch.no_grad():
+                    target.copy_(mirror, non_blocking=True)
+                    done.record(stream)
+
+            return copy_up
+
+        after = [lambda: torch.cuda.current_stream().wait_event(done)]
+        return Load(steps=[down, *between, up], after=after)
 
     def _choose(self) -> Via:
         """Take the faster way, the same on all workers."""
@@ -176,6 +182,7 @@ class Network:
     def _route(self, num_shards: int, rounded_levels: int, via: Via) -> Route:
         if self.group.world_size > 1 and via not in self._wires:
             self._wires[via] = self._opener(via)
+        key = (num_shards, rounded_levels)
         return Route(
             self._wires.get(via),
             self.group.rank,
@@ -183,4 +190,9 @@ class Network:
             num_shards,
             local_size=self.placement.local_size,
             rounded_levels=rounded_levels,
+            number=self._numbers.setdefault(key, len(self._numbers)),
         )
+
+
+def _nothing() -> None:
+    pass

@@ -267,7 +267,7 @@ class GradientReducer:
         parts.append(((self._next, 0), self._current[cut]))
         if self._group.world_size == 1:
             for step in Journey(route, parts).steps():
-                step()
+                step(0)()
         elif self._mode == "fast":
             self._loads.append(self._network.launch_library_sum(route, parts))
         else:

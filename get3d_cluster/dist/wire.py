@@ -22,10 +22,10 @@ class Pending(Protocol):
 
 
 class Wire(Protocol):
-    """All workers that a message concerns name it in the same order, lane by lane."""
+    """Messages between two workers arrive in the order in which they were begun, among those of one tag."""
 
     def start(
-        self, sends: Sequence[Message], receives: Sequence[Message], lane: int
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int
     ) -> tuple[list[Pending], list[Pending]]:
         """Begin to send and to receive; return one pending for each send, and one for each receive."""
         ...
@@ -53,11 +53,11 @@ class HostWire:
         self._group = group
 
     def start(
-        self, sends: Sequence[Message], receives: Sequence[Message], lane: int
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int
     ) -> tuple[list[Pending], list[Pending]]:
         dist = torch.distributed
-        waiting = [dist.irecv(tensor, src=rank, group=self._group, tag=lane) for rank, tensor in receives]
-        sent = [dist.isend(tensor, dst=rank, group=self._group, tag=lane) for rank, tensor in sends]
+        waiting = [dist.irecv(tensor, src=rank, group=self._group, tag=tag) for rank, tensor in receives]
+        sent = [dist.isend(tensor, dst=rank, group=self._group, tag=tag) for rank, tensor in sends]
         return [_known(work) for work in sent], [_known(work) for work in waiting]
 
 
@@ -71,7 +71,7 @@ class DeviceWire:
         self,
         sends: Sequence[Message],
         receives: Sequence[Message],
-        lane: int,  # noqa: ARG002  one lane only
+        tag: int,  # noqa: ARG002  NCCL knows the order only
     ) -> tuple[list[Pending], list[Pending]]:
         dist = torch.distributed
         calls = [dist.P2POp(dist.irecv, tensor, rank, self._group) for rank, tensor in receives]

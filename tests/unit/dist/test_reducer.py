@@ -327,3 +327,28 @@ def test_more_workers_than_shards_are_refused():
                 [torch.nn.Parameter(torch.zeros(1))], group, 2, network=network_of(group)
             ),
         )
+
+
+def test_hooks_over_different_shards_share_a_network():
+    """Their stages differ, and are begun at times that differ between workers."""
+
+    def work(group):
+        network = network_of(group, ReductionConfig(bucket_mb=1e-4))
+        (_, p), (_, q) = named = parameters(((300,), (300,)))
+        reducers = [
+            GradientReducer(PhasePlan("p", named[:1]), group, 4, network=network),
+            GradientReducer(PhasePlan("q", named[1:]), group, 7, network=network),
+        ]
+        found = []
+        for step in range(3):
+            for reducer, parameter in zip(reducers, (p, q), strict=True):
+                for shard in reducer.start():
+                    (parameter * gradient(step + shard, 0, (300,))).sum().backward()
+                    reducer.add()
+            for reducer in reducers:
+                reducer.finish()
+            found += [p.grad.clone(), q.grad.clone()]
+        return torch.stack(found)
+
+    results = [result for world_size in (1, 2, 4) for result in on_all(world_size, work)[0]]
+    assert all(torch.equal(result, results[0]) for result in results)
