@@ -228,16 +228,15 @@ class Journey:
                 receives.append((peer, memory))
                 places.append(place)
         others = [peer for i, peer in enumerate(stage.peers) if i != stage.place]
-        sent, received = _start(
-            route.wire, [(peer, mine) for peer in others], receives, route.tag(number, gathers=True)
-        )
+        leaving = [(peer, mine) for peer in others]
+        sent, received = _start(route.wire, leaving, receives, route.tag(number, gathers=True))
 
         def take() -> None:
             for pending, (_, memory), place in zip(received, receives, places, strict=True):
                 pending.wait()
                 if memory is not place:
                     place.copy_(memory)
-            for pending in sent:
+            for pending, _ in zip(sent, leaving, strict=False):
                 pending.wait()
 
         return take

@@ -144,7 +144,12 @@ def loopback(rank: int, world: int, rounds: int) -> dict:
     assert bool((vector == 1).all())
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     ratios = [a / b for a, b in zip(found["tree"], found["library"], strict=True)]
-    return {**{f"{k}_s": v for k, v in medians.items()}, "ratio": statistics.median(ratios), "ratios": ratios}
+    return {
+        **{f"{k}_s": v for k, v in medians.items()},
+        "ratio": statistics.median(ratios),
+        "best_ratio": min(found["tree"]) / min(found["library"]),
+        "ratios": ratios,
+    }
 
 
 def _sent_bytes() -> int:

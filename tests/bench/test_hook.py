@@ -20,7 +20,7 @@ from tests.bench.emulated_nodes import LINK, two_nodes
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 WORKER = (sys.executable, "-m", "tests.bench.hook_worker")
-S_MB, MBIT_S, STEPS = 120.0, 200, 2
+S_MB, MBIT_S, STEPS, ROUNDS = 120.0, 200, 3, 21
 LONGEST_S = 300
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
@@ -84,7 +84,8 @@ def test_on_one_machine_the_tree_keeps_up_with_the_library() -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         commands = [
-            [*WORKER, "loopback", *map(str, (rank, world, "127.0.0.1", port, 9))] for rank in range(world)
+            [*WORKER, "loopback", *map(str, (rank, world, "127.0.0.1", port, ROUNDS))]
+            for rank in range(world)
         ]
         rows[f"W={world}"] = finished(commands, ENVIRONMENT)
     report("loopback", rows)
