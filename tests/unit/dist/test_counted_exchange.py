@@ -1,16 +1,11 @@
 """A reducer whose group is watched: what it waits for counts as an exchange."""
 
-import sys
-from pathlib import Path
-
 import torch
 
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 from get3d_cluster.runtime.watchdog import CountedGroup, Pulse
-
-sys.path.insert(0, str(Path(__file__).parent))
-from together import network_of, on_all
+from tests.workers_in_memory import network_of, on_all
 
 
 def test_every_phase_is_one_exchange_begun_when_this_worker_waits_and_ended_when_all_is_there():

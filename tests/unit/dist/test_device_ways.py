@@ -1,8 +1,6 @@
 """The order of what happens on a GPU's stream, with streams and events that only take notes."""
 
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +8,7 @@ import torch
 
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
-
-sys.path.insert(0, str(Path(__file__).parent))
-from together import network_of, on_all
+from tests.workers_in_memory import network_of, on_all
 
 
 class Noting:

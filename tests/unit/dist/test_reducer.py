@@ -1,8 +1,5 @@
 """The mean gradients: the same bits however many workers, buckets and missing gradients there are."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,9 +10,7 @@ from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.dist.hook import AllReduceHook
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
-
-sys.path.insert(0, str(Path(__file__).parent))
-from together import network_of, on_all, parameters
+from tests.workers_in_memory import network_of, on_all, parameters
 
 SIZES = ((5, 3), (17,), (1,), (4, 2, 3), (33,))
 

@@ -22,7 +22,13 @@ def test_halves_apart_give_the_bits_of_both_together(architecture: str) -> None:
     discriminator = Discriminator(config)
     images, cameras = torch.randn(4, 4, 32, 32), torch.rand(4, 2)
     nothing = torch.zeros(())
-    fakes = Fakes(image=torch.randn(4, 4, 32, 32), cameras=torch.rand(4, 2), w_mean=torch.zeros(2), sdf_entropy=nothing, penalty=nothing)  # fmt: skip
+    fakes = Fakes(
+        image=torch.randn(4, 4, 32, 32),
+        cameras=torch.rand(4, 2),
+        w_mean=torch.zeros(2),
+        sdf_entropy=nothing,
+        penalty=nothing,
+    )
 
     fake, real = discriminator(fakes.image, fakes.cameras), discriminator(images, cameras)
     loss = discriminator_loss(fake, real)
