@@ -6,16 +6,17 @@ No library reduction is offered: sums go through ``dist.tree``, whose order does
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from get3d_cluster.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 _POLL_S = 0.02
 LONGEST_EXCHANGE = timedelta(days=7)
 """The others wait in an exchange for as long as rank 0 saves; who waits for nothing is the watchdog's business."""
@@ -39,6 +40,10 @@ class Group(Protocol):
         """Return rank 0's JSON-able ``value`` on every rank."""
         ...
 
+    def wait(self, arrival: Callable[[], T]) -> T:
+        """Return what ``arrival`` does, which waits for other workers outside of this group's calls."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...
@@ -59,6 +64,9 @@ class SoloGroup:
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    def wait(self, arrival: Callable[[], T]) -> T:
+        return arrival()
 
     def close(self) -> None:
         pass
@@ -98,6 +106,9 @@ class TorchGroup:
             data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         torch.distributed.broadcast(data, src=0)
         return json.loads(bytes(data.cpu().numpy()))
+
+    def wait(self, arrival: Callable[[], T]) -> T:
+        return arrival()
 
     def close(self) -> None:
         import torch

@@ -31,10 +31,17 @@ def generator_loss(fake: Logits) -> HeadLosses:
 
 def discriminator_loss(fake: Logits, real: Logits) -> HeadLosses:
     """Return how badly real and generated images are told apart: mean softplus(fake) + mean softplus(-real)."""
-    return HeadLosses(
-        F.softplus(fake.rgb).mean() + F.softplus(-real.rgb).mean(),
-        F.softplus(fake.mask).mean() + F.softplus(-real.mask).mean(),
-    )
+    return HeadLosses(*(a + b for a, b in zip(fake_loss(fake), real_loss(real), strict=True)))
+
+
+def fake_loss(fake: Logits) -> HeadLosses:
+    """Return the half of the discriminator's loss that generated images give."""
+    return HeadLosses(F.softplus(fake.rgb).mean(), F.softplus(fake.mask).mean())
+
+
+def real_loss(real: Logits) -> HeadLosses:
+    """Return the half of the discriminator's loss that real images give."""
+    return HeadLosses(F.softplus(-real.rgb).mean(), F.softplus(-real.mask).mean())
 
 
 def r1_penalty(

@@ -21,10 +21,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from get3d_cluster.dist.group import Group
 from get3d_cluster.errors import ExitCode, Get3dError
@@ -34,6 +34,7 @@ from get3d_cluster.runtime.failures import Failure
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.storage.local import create
 
+_T = TypeVar("_T")
 Phase = Literal["starting", "step", "saving", "leaving"]
 Part = Literal["step", "save", "data"]
 
@@ -116,6 +117,10 @@ class CountedGroup:
     def broadcast(self, value: Any) -> Any:
         with self._pulse.exchanging():
             return self._group.broadcast(value)
+
+    def wait(self, arrival: Callable[[], _T]) -> _T:
+        with self._pulse.exchanging():
+            return self._group.wait(arrival)
 
     def close(self) -> None:
         self._group.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d.config import DiscriminatorConfig, GeneratorConfig, ModelConfig
 
@@ -180,6 +181,8 @@ class TrainerConfig:
     """Of weights, order of the data and latents."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """The global batch."""
+    reduction: ReductionConfig = field(default_factory=ReductionConfig)
+    """How the workers add up their gradients."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """From two latents to a textured mesh and its image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

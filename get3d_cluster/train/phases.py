@@ -7,14 +7,15 @@ a micro-shard. Letters: N samples of a shard, H W pixels, S style channels.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from get3d_cluster.core.philox import Phase
-from get3d_cluster.get3d.discriminator import Discriminator
+from get3d_cluster.get3d.discriminator import Discriminator, Logits
 from get3d_cluster.get3d.generator import Generator
-from get3d_cluster.get3d.losses import discriminator_loss, generator_loss, r1_penalty
+from get3d_cluster.get3d.losses import HeadLosses, fake_loss, generator_loss, r1_penalty, real_loss
 from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.train import random
 from get3d_cluster.train.config import LossConfig, TrainerConfig
@@ -116,20 +117,36 @@ def generator_shard(discriminator: Discriminator, config: LossConfig, fakes: Fak
     return total, torch.stack(numbers).detach()
 
 
-def discriminator_shard(
+class Judged(NamedTuple):
+    """What one half of the discriminator's loss comes to, for a shard."""
+
+    loss: HeadLosses
+    logits: Logits
+
+
+def judge_reals(
     discriminator: Discriminator,
-    fakes: Fakes,
     images: Tensor,  # [N, 4, H, W] real
     cameras: Tensor,  # [N, 2]
-) -> tuple[Tensor, Tensor]:
-    """Return the discriminator's loss for a shard and ``DISCRIMINATOR_NUMBERS``.
+) -> Judged:
+    """Return the half of the loss that real images give. Needs nothing of the generator."""
+    logits = discriminator(images, cameras)
+    return Judged(real_loss(logits), logits)
 
-    Two passes: images are compared within a batch, and real ones must not be compared with generated ones.
+
+def judge_fakes(discriminator: Discriminator, fakes: Fakes) -> Judged:
+    """Return the half of the loss that generated images give.
+
+    A pass of its own: images are compared within a batch, and real ones must not be compared with generated ones.
     """
-    fake = discriminator(fakes.image.detach(), fakes.cameras)
-    real = discriminator(images, cameras)
-    loss = discriminator_loss(fake, real)
-    return loss.total, torch.stack((*loss, real.rgb.mean(), real.mask.mean())).detach()
+    logits = discriminator(fakes.image.detach(), fakes.cameras)
+    return Judged(fake_loss(logits), logits)
+
+
+def discriminator_numbers(fakes: Judged, reals: Judged) -> Tensor:
+    """Return ``DISCRIMINATOR_NUMBERS`` of a shard."""
+    losses = [fake + real for fake, real in zip(fakes.loss, reals.loss, strict=True)]
+    return torch.stack((*losses, reals.logits.rgb.mean(), reals.logits.mask.mean())).detach()
 
 
 def r1_shard(

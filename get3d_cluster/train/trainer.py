@@ -20,6 +20,8 @@ from torch.optim import Adam
 from get3d_cluster.core.job import Position
 from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.data.order import epoch_of, sample_at
+from get3d_cluster.dist.network import Network
+from get3d_cluster.dist.replicas import check_replicas
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 from get3d_cluster.errors import Get3dError, HeldError, UsageError
 from get3d_cluster.get3d.discriminator import Discriminator
@@ -36,10 +38,13 @@ from get3d_cluster.train.phases import (
     GENERATOR_STREAMS,
     R1_NUMBERS,
     Fakes,
+    Judged,
     Shard,
-    discriminator_shard,
+    discriminator_numbers,
     generate,
     generator_shard,
+    judge_fakes,
+    judge_reals,
     named,
     r1_shard,
 )
@@ -83,13 +88,20 @@ class Get3dTrainer:
         self._adam_d = adam(
             self.discriminator, config.optim.lr_discriminator, config.optim, config.loss.r1_interval
         )
+        self._network = Network(session.group, config.reduction, session.device)
+        if session.rank == 0 and session.world_size > 1:
+            session.events.write("reduction", **self._network.describe())
         styles = 2 * config.generator.latent_channels
         self._reduce_g = self._reducer("generator", self.generator, len(GENERATOR_NUMBERS) + styles)
         self._reduce_d = self._reducer(
-            "discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles
+            "discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles, backwards=2
         )
         self._reduce_r1 = self._reducer("r1", self.discriminator, len(R1_NUMBERS))
         self.counters = Counters()
+        self._agreed_step: int | None = None
+        """Step after which all workers were last found to have the same weights."""
+        self._first_reals: Judged | None = None
+        """The real half of this worker's first shard of the discriminator's phase, if that is done already."""
         self._rows = _Rows(session, config)
 
     # The job layer's side
@@ -118,6 +130,7 @@ class Get3dTrainer:
         self._zero_step()
         self._average()
         self._count(troubles)
+        self._compare_replicas()
         self._rows.add(numbers, time.monotonic() - begun_s)
         self._show()
 
@@ -156,17 +169,35 @@ class Get3dTrainer:
             if self.config.loss.reuse_fakes:
                 kept.append(fakes.detached())
         self.discriminator.requires_grad_(requires_grad=True)
+        if self._session.world_size > 1:
+            self._judge_first_reals()
         numbers, w_mean = _cut(self._reduce_g.finish(), len(GENERATOR_NUMBERS))
         if self._take_step("generator", self._adam_g, self.generator, numbers, troubles):
             self._move_w_avg(w_mean if self.config.loss.reuse_fakes else None)
         return kept, dict(named(GENERATOR_NUMBERS, numbers))
 
+    def _judge_first_reals(self) -> None:
+        """Begin the discriminator's phase while the generator's gradients are on their way.
+
+        Real images need nothing of the generator. A gradient is the sum of both halves' either way: the real half
+        first, as in one backward pass through both. Only the first shard: another's sum would need memory of its own.
+        """
+        first = self._reduce_d.start()[0]
+        self._first_reals = self._judge_reals(first)
+
+    def _judge_reals(self, index: int) -> Judged:
+        reals = judge_reals(self.discriminator, *self._reals(index))
+        reals.loss.total.backward()
+        return reals
+
     def _discriminator_phase(self, kept: list[Fakes], troubles: list[str]) -> Numbers:
-        for place, index in enumerate(self._reduce_d.start()):
+        first, self._first_reals = self._first_reals, None
+        for place, index in enumerate(self._reduce_d.shards if first else self._reduce_d.start()):
+            reals = first if first and place == 0 else self._judge_reals(index)
             fakes = kept[place] if kept else self._fresh_fakes(index)
-            loss, numbers = discriminator_shard(self.discriminator, fakes, *self._reals(index))
-            loss.backward()
-            self._reduce_d.add(numbers, fakes.w_mean)
+            judged = judge_fakes(self.discriminator, fakes)
+            judged.loss.total.backward()
+            self._reduce_d.add(discriminator_numbers(judged, reals), fakes.w_mean)
         numbers, w_mean = _cut(self._reduce_d.finish(), len(DISCRIMINATOR_NUMBERS))
         if self._take_step("discriminator", self._adam_d, self.discriminator, numbers, troubles):
             self._move_w_avg(None if self.config.loss.reuse_fakes else w_mean)
@@ -250,6 +281,19 @@ class Get3dTrainer:
                 self._way_out_with_lower_rates(),
             )
 
+    def _compare_replicas(self) -> None:
+        """Make sure every so often that all workers have the same weights. Raises: HeldError if not."""
+        every, step = self.config.reduction.replica_check_every, self.counters.step
+        if every and step % every == 0:
+            networks = {"generator": self.generator, "discriminator": self.discriminator}
+            tensors = {
+                f"{name}.{key}": tensor
+                for name, model in networks.items()
+                for key, tensor in model.state_dict().items()
+            }
+            check_replicas(self._session.group, tensors, step, self._agreed_step)
+            self._agreed_step = step
+
     def _way_out_with_lower_rates(self) -> str:
         run, optim = self._session.run, self.config.optim
         job = type(self.config).__module__.removeprefix("jobs.")
@@ -279,9 +323,10 @@ class Get3dTrainer:
 
     # Construction and identity
 
-    def _reducer(self, name: str, model: nn.Module, num_extras: int) -> GradientReducer:
+    def _reducer(self, name: str, model: nn.Module, num_extras: int, backwards: int = 1) -> GradientReducer:
         plan = PhasePlan(name, model.named_parameters(), num_extras)
-        return GradientReducer(plan, self._session.group, self.config.batch.num_shards)
+        group, num_shards = self._session.group, self.config.batch.num_shards
+        return GradientReducer(plan, group, num_shards, network=self._network, backwards=backwards)
 
     def _take_rates_from_config(self) -> None:
         """The rates may be lowered between attempts; everything else of the groups is fixed for a run."""

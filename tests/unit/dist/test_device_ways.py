@@ -1,0 +1,66 @@
+"""The order of what happens on a GPU's stream, with streams and events that only take notes."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from get3d_cluster.dist.config import ReductionConfig
+from get3d_cluster.dist.tree import GradientReducer, PhasePlan
+from tests.workers_in_memory import network_of, on_all
+
+
+class Noting:
+    """Stands for a stream or an event."""
+
+    notes: list
+
+    def __init__(self, notes):
+        self.notes = notes
+
+    def record(self, stream=None):
+        self.notes.append("record here" if stream is None else "record beside")
+
+    def wait_event(self, event):
+        self.notes.append("wait for event")
+
+    def synchronize(self):
+        self.notes.append("synchronize")
+
+
+@pytest.mark.parametrize("via", ["device", "host"])
+@pytest.mark.parametrize(("num_shards", "world_size"), [(4, 2), (8, 3), (6, 3), (4, 4)])
+def test_both_ways_have_the_bits_of_one_worker_and_wait_for_what_they_use(
+    monkeypatch, via, num_shards, world_size
+):
+    notes = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Noting(notes))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda: SimpleNamespace(wait_event=lambda _: notes.append("go on"))
+    )
+
+    def work(group, on_device=True):
+        p = torch.nn.Parameter(torch.zeros(1000))
+        network = network_of(group, ReductionConfig(bucket_mb=1e-3))
+        if on_device:
+            network._stream, network.via = Noting(notes), via
+            network._pinned = lambda size, dtype: torch.empty(size, dtype=dtype)
+        reducer = GradientReducer(PhasePlan("p", [("p", p)]), group, num_shards, network=network)
+        for step in range(2):
+            for shard in reducer.start():
+                g = torch.randn(1000, generator=torch.Generator().manual_seed(10 * step + shard))
+                (p * g).sum().backward()
+                reducer.add()
+            reducer.finish()
+        network.close()
+        return p.grad.clone()
+
+    alone = on_all(1, lambda group: work(group, on_device=False))[0][0]
+    assert not notes
+    for result in on_all(world_size, work)[0]:
+        assert torch.equal(result, alone)
+    buckets = 2 * 4 * world_size
+    assert notes.count("wait for event") == notes.count("go on") == notes.count("record here") == buckets
+    assert notes.count("synchronize") == (buckets if via == "host" else 0)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from get3d_cluster.dist.replicas import bit_sums, check_replicas
+from get3d_cluster.errors import HeldError
+
+
+class Said:
+    """A worker that hears what the others' bits add up to."""
+
+    rank = 0
+
+    def __init__(self, *others):
+        self.others, self.world_size = others, 1 + len(others)
+
+    def all_gather(self, tensor):
+        return [tensor, *(bit_sums(other) for other in self.others)]
+
+
+def tensors(**changed):
+    return {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3], dtype=torch.int64)} | changed
+
+
+def test_the_sum_does_not_depend_on_order_and_sees_every_bit():
+    values = torch.randn(64)
+    assert torch.equal(bit_sums({"x": values}), bit_sums({"x": values.flip(0)}))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool):
+        tensor = torch.ones(8, dtype=dtype)
+        before = bit_sums({"x": tensor}).item()
+        raw = tensor.view(torch.uint8)
+        for byte in range(raw.numel()):
+            for bit in range(8 if dtype is not torch.bool else 1):
+                raw[byte] ^= 1 << bit
+                assert bit_sums({"x": tensor}).item() != before
+                raw[byte] ^= 1 << bit
+
+
+def test_zero_and_minus_zero_differ_and_nans_agree():
+    zero, minus = torch.tensor([0.0]), torch.tensor([-0.0])
+    nan = torch.tensor([float("nan")])
+    with pytest.raises(HeldError):
+        check_replicas(Said({"x": minus}), {"x": zero}, 1)
+    check_replicas(Said({"x": nan}), {"x": nan.clone()}, 1)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (({}, {"a": torch.zeros(2)}), "rank 2 has"),
+        (({"a": torch.zeros(2)}, {"a": torch.zeros(2)}), "rank 0 has"),
+        (({}, {}, {"a": torch.zeros(2)}, {"b": torch.tensor([4])}), "ranks 3, 4 have"),
+        (({"a": torch.zeros(2)},), "no majority"),
+    ],
+)
+def test_the_minority_is_named(others, said):
+    with pytest.raises(HeldError, match=said):
+        check_replicas(Said(*(tensors(**other) for other in others)), tensors(), 5)

@@ -1,0 +1,29 @@
+"""When a training compares its replicas, and what of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from get3d_cluster.train import trainer
+from tests import train_setup as setup
+
+
+def test_all_weights_of_both_networks_are_compared_every_so_many_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int | None]] = []
+    names: set[str] = set()
+
+    def note(_group: Any, tensors: dict[str, Any], step: int, agreed: int | None) -> None:
+        seen.append((step, agreed))
+        names.update(tensors)
+
+    monkeypatch.setattr(trainer, "check_replicas", note)
+    config = setup.tiny_config(setup.dataset(tmp_path / "data"), "reduction.replica_check_every=2")
+    work = setup.trainer(config, tmp_path / "run")
+    for _ in range(5):
+        work.step()
+    assert seen == [(2, None), (4, 2)]
+    for prefix, model in (("generator", work.generator), ("discriminator", work.discriminator)):
+        assert {f"{prefix}.{key}" for key in model.state_dict()} <= names
