@@ -136,13 +136,16 @@ class CheckpointConfig:
     """Newest checkpoints that are kept."""
     keep_every_steps: int = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
+    background_mb: float = 4.0
+    """States of at least so many megabytes are written by another process while training goes on; the worker writes
+    smaller ones itself, which takes less than to hand them over."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 2:
             raise ValueError(
                 f"keep_last={self.keep_last} must be at least 2: a damaged newest needs an older one"
             )
-        for name in ("every_s", "every_steps", "keep_every_steps"):
+        for name in ("every_s", "every_steps", "keep_every_steps", "background_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 

@@ -169,7 +169,7 @@ class Samples(Sequence[Sample]):
     def are_in(self, num_shards: int) -> bool:
         """Say whether every sample lies in one of so many shards."""
         shards = self._columns["shard"]
-        return not len(self) or bool(0 <= shards.min() and shards.max() < num_shards)
+        return not len(self) or bool(shards.min() >= 0 and shards.max() < num_shards)
 
 
 _DTYPES = {

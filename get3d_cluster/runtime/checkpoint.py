@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,11 @@ __all__ = [
 ]
 
 
+RUN = "run"
+NEAR = ("url", "run", "local")
+"""Tiers, from far to near."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A checkpoint read back and verified."""
@@ -69,7 +74,7 @@ class Loaded:
     digest: str
     damaged: tuple[str, ...] = ()
     """What was wrong with newer ones, which were set aside, and with tiers that could not be read."""
-    tier: int = 0
+    tier: str = "run"
     """Which of ``Checkpoints.tiers`` it lies in."""
 
 
@@ -92,7 +97,8 @@ class CheckpointInfo:
 class Checkpoints:
     """The checkpoints of one run. Rank 0 saves; every rank loads.
 
-    ``storage`` is where they have to be; ``more`` are other tiers, each with copies that may be newer or outlive it.
+    ``storage``, the tier ``run``, is where they have to be. ``more`` are other tiers: ``local`` is faster and holds
+    newer ones, ``url`` holds copies elsewhere.
     """
 
     def __init__(
@@ -100,9 +106,9 @@ class Checkpoints:
         storage: Storage,
         config: CheckpointConfig,
         check_owner: Callable[[], None],
-        more: Sequence[Storage] = (),
+        more: Mapping[str, Storage] | None = None,
     ) -> None:
-        self.tiers = (storage, *more)
+        self.tiers = {RUN: storage, **(more or {})}
         self.config = config
         self.check_owner = check_owner
 
@@ -120,7 +126,7 @@ class Checkpoints:
         }
         body = body_of(step, digest, entries, meta)
         self.check_owner()
-        storage = self.tiers[0]
+        storage = self.tiers[RUN]
         if not stands(storage, step, digest):
             storage.write(name_of(step), {**files, MANIFEST: signed(body)})
         prune(storage, step, self.config)
@@ -130,12 +136,12 @@ class Checkpoints:
     def load(self) -> Loaded | None:
         """Return the newest checkpoint that verifies, and set damaged newer ones aside. None if there is none at all.
 
-        Newest is the one of the latest attempt, then of the latest step; of equal ones that of the last tier.
+        Newest is the one of the latest attempt, then of the latest step; of equal ones the nearest.
 
         Raises: CheckpointError if there are checkpoints but every one is damaged, and each time again; or if the
         folder cannot be read.
         """
-        problems: dict[tuple[int, str], str] = {}
+        problems: dict[tuple[str, str], str] = {}
         unread: list[str] = []
         for tier, name in self._newest_first(unread):
             try:
@@ -144,7 +150,7 @@ class Checkpoints:
                 problems[tier, name] = str(error)
                 continue
             except CheckpointError as error:
-                if not tier:
+                if tier == RUN:
                     raise
                 unread.append(error.what)
                 continue
@@ -159,17 +165,17 @@ class Checkpoints:
             )
         return None
 
-    def _newest_first(self, unread: list[str]) -> list[tuple[int, str]]:
-        """Return tier and name of each checkpoint; a tier after the first that cannot be read is told, not fatal."""
-        names = [(0, name) for name in self._names(0)]
-        for tier in range(1, len(self.tiers)):
+    def _newest_first(self, unread: list[str]) -> list[tuple[str, str]]:
+        """Return tier and name of each checkpoint; another tier than ``run`` that cannot be read is told, not fatal."""
+        names = [(RUN, name) for name in self._names(RUN)]
+        for tier in (tier for tier in self.tiers if tier != RUN):
             try:
                 names += [(tier, name) for name in self._names(tier)]
             except CheckpointError as error:
                 unread.append(error.what)
-        return sorted(names, key=lambda item: (*self._age(*item), item[0]), reverse=True)
+        return sorted(names, key=lambda item: (*self._age(*item), NEAR.index(item[0])), reverse=True)
 
-    def _age(self, tier: int, name: str) -> tuple[float, int]:
+    def _age(self, tier: str, name: str) -> tuple[float, int]:
         """Return attempt and step of a checkpoint; one that cannot be told is looked at early, to be set aside.
 
         With one tier the step alone orders: each attempt goes on from the newest there is.
@@ -181,14 +187,14 @@ class Checkpoints:
         except (DamagedError, CheckpointError):
             return math.inf, step_of(name)
 
-    def _names(self, tier: int) -> list[str]:
+    def _names(self, tier: str) -> list[str]:
         """Return the names of the checkpoints after tidying up. Raises: CheckpointError."""
         try:
             self.tiers[tier].clean()
             return names_in(self.tiers[tier])
         except Exception as error:
-            if not tier and not isinstance(error, OSError):
-                raise  # the first tier is a folder: anything else is a bug
+            if tier == RUN and not isinstance(error, OSError):
+                raise  # that one is a folder: anything else is a bug
             what = getattr(error, "filename", None) or location_of(self.tiers[tier])
             raise CheckpointError(
                 f"cannot read {what or 'the folder of the checkpoints'}: "
@@ -196,7 +202,7 @@ class Checkpoints:
                 "mend its permissions or mount its disk, then resume: nothing was started over",
             ) from error
 
-    def read(self, name: str, tier: int = 0) -> Loaded:
+    def read(self, name: str, tier: str = RUN) -> Loaded:
         """Return one verified checkpoint. Raises: DamagedError, CheckpointError."""
         storage = self.tiers[tier]
         manifest = manifest_of(storage, name)
@@ -209,7 +215,7 @@ class Checkpoints:
             step=manifest["step"], state=state, meta=manifest["meta"], digest=manifest["digest"], tier=tier
         )
 
-    def read_step(self, step: int, tier: int = 0) -> Loaded:
+    def read_step(self, step: int, tier: str = RUN) -> Loaded:
         """Return the verified checkpoint of ``step``. Raises: DamagedError."""
         return self.read(name_of(step), tier)
 

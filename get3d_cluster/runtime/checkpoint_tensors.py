@@ -123,7 +123,7 @@ def read_tensors(data: memoryview) -> "dict[str, Tensor]":
     if any(told["dtype"] not in _TYPES for told in table.values()):
         from safetensors.torch import load
 
-        return load(bytes(data))  # type: ignore[no-any-return]  # it has no types
+        return load(bytes(data))
     memory = bytearray(data) if data.readonly else data
     tensors, end = {}, 0
     for name, told in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):

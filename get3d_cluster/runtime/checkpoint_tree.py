@@ -168,4 +168,5 @@ def _refuse_tensor(tensor: Any, path: tuple[str, ...]) -> None:
 
 
 def is_tensor(leaf: object) -> bool:
+    """Say whether a leaf is a tensor."""
     return hasattr(leaf, "detach")

@@ -21,8 +21,12 @@ MANIFEST = "manifest.json"
 class Staging(Protocol):
     """A group that is being written."""
 
+    def stored(self, file: str) -> str:
+        """Return the name that a file has in the group."""
+        ...
+
     def write(self, file: str, data: Data) -> str:
-        """Make a file durable, not visible yet; return the name it will have in the group. Raises: StorageError."""
+        """Make a file durable, not visible yet; return its name in the group. Raises: StorageError."""
         ...
 
     def read(self, stored: str) -> memoryview:
@@ -59,6 +63,9 @@ class _LocalStaging:
         self._target = root / name
         self._aside = root / f"{ASIDE}{name}-{token}"
 
+    def stored(self, file: str) -> str:
+        return file
+
     def write(self, file: str, data: Data) -> str:
         with explained(self._target):
             self._aside.mkdir(parents=True, exist_ok=True)
@@ -90,8 +97,11 @@ class _RemoteStaging:
         self._fs, root = connect(url)
         self._folder = f"{root}/{name}"
 
+    def stored(self, file: str) -> str:
+        return f"{self._token}-{file}"
+
     def write(self, file: str, data: Data) -> str:
-        stored = f"{self._token}-{file}"
+        stored = self.stored(file)
         with self._told(), self._fs.open(f"{self._folder}/{stored}", "wb") as out:
             for chunk in _chunks(data):
                 out.write(chunk)
