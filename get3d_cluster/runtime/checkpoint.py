@@ -10,9 +10,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from get3d_cluster.core.job import CheckpointConfig
+from get3d_cluster.core.job import CheckpointConfig, JobSpec
 from get3d_cluster.errors import CheckpointError
 from get3d_cluster.runtime.checkpoint_files import (
     FORMAT,
@@ -53,6 +54,7 @@ __all__ = [
     "flatten",
     "list_checkpoints",
     "load_optimizer",
+    "more_tiers",
     "optimizer_state",
     "refuse_unsaved",
     "state_digest",
@@ -218,6 +220,20 @@ class Checkpoints:
     def read_step(self, step: int, tier: str = RUN) -> Loaded:
         """Return the verified checkpoint of ``step``. Raises: DamagedError."""
         return self.read(name_of(step), tier)
+
+
+def more_tiers(config: CheckpointConfig, spec: JobSpec, num_nodes: int) -> dict[str, Storage]:
+    """Return the other tiers that ``config`` asks for, in places of their own for the run that ``spec`` describes.
+
+    Raises: UsageError if the URL cannot be used.
+    """
+    run = f"{spec.name}-{hashlib.sha256(f'{spec.name} {spec.created}'.encode()).hexdigest()[:8]}"
+    tiers: dict[str, Storage] = {}
+    if config.local and num_nodes == 1:
+        tiers["local"] = open_storage(Path(config.local) / run)
+    if config.url:
+        tiers["url"] = open_storage(f"{config.url.rstrip('/')}/{run}")
+    return tiers
 
 
 def body_of(

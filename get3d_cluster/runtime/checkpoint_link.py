@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MODULE = "get3d_cluster.runtime.checkpoint_writer"
 END_S = 5.0
+SPARE_BYTES = 1 << 20
+"""States grow a little; to grow the memory means to touch all of it again."""
 
 
 class WriterDiedError(Exception):
@@ -47,6 +49,7 @@ class SharedMemory:
         if num_bytes <= self.num_bytes:
             return
         self._unpin()
+        num_bytes += SPARE_BYTES
         os.ftruncate(self.handle, num_bytes)
         os.posix_fallocate(self.handle, 0, num_bytes)  # now, where it is an error; later it would be a signal
         self._whole = torch.frombuffer(mmap.mmap(self.handle, num_bytes), dtype=torch.uint8)

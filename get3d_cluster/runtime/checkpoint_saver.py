@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 TRIES = 3
 """Writers that may die over one save before the worker writes itself."""
+PATIENCE_S = 20.0
+"""How long a worker that leaves, for whatever reason, waits for the save in flight."""
 MEGABYTE = 1_000_000
-_TEXT_BYTES = 500
+_TEXT_BYTES = 6000
 _YIELD_S = 0.0005
 """The thread of a save waits so long first: whoever started it goes on at once, instead of waiting for the GIL."""
 _DIGEST_BYTES = 16
@@ -47,6 +49,7 @@ class _Order:
     meta: Mapping[str, Any]
     tree: dict[str, Any]
     tensors: "dict[str, dict[str, Tensor]]"
+    why: str
     tiers: Sequence[str]
     later: Sequence[str]
     """Parts that are announced before they change, in the order in which they do."""
@@ -75,7 +78,7 @@ class Saver:
     def prepare(self, state: Mapping[str, Any]) -> None:
         """Start the writer and touch the memory for a state like this one, in the background. Raises: UsageError."""
         _, tensors = pack_all(state)
-        if not self._is_usable or _num_bytes(tensors) < self._config.background_mb * MEGABYTE:
+        if not self._is_for_the_writer(tensors, self._checkpoints.tiers):
             return
         self._preparing = threading.Thread(target=self._prepare, args=[tensors], daemon=True)
         self._preparing.start()
@@ -101,6 +104,7 @@ class Saver:
         state: Mapping[str, Any],
         meta: Mapping[str, Any],
         *,
+        why: str = "",
         later: Sequence[str] = (),
         tiers: Sequence[str] = (RUN,),
     ) -> bool:
@@ -111,7 +115,7 @@ class Saver:
         """
         assert self.flight is None
         tree, tensors = pack_all(state)
-        if not self._is_usable or _num_bytes(tensors) < self._config.background_mb * MEGABYTE:
+        if not self._is_for_the_writer(tensors, tiers):
             return False
         if self._preparing:
             self._preparing.join()
@@ -120,6 +124,7 @@ class Saver:
             meta=meta,
             tree=tree,
             tensors=tensors,
+            why=why,
             tiers=tiers,
             later=later,
             places=[self._place(tier) for tier in tiers],
@@ -130,6 +135,10 @@ class Saver:
         self.flight.start()
         self.flight.wait_for(part for part in tensors if part not in later)
         return True
+
+    def _is_for_the_writer(self, tensors: "dict[str, dict[str, Tensor]]", tiers: Iterable[str]) -> bool:
+        is_large = _num_bytes(tensors) >= self._config.background_mb * MEGABYTE
+        return self._is_usable and (is_large or any(tier != RUN for tier in tiers))
 
     def _place(self, tier: str) -> dict[str, Any]:
         keep: CheckpointConfig = self._config
@@ -180,8 +189,10 @@ class Saver:
 
         mine = bytearray(flight.told())
         told = [bytes(t.numpy()) for t in self._group.all_gather(frombuffer(mine, dtype=uint8))]
-        failed = [json.loads(text[:_TEXT_BYTES].rstrip(b"\0")) for text in told if text[0]]
-        flight.gather([text[_TEXT_BYTES:] for text in told], is_failed=bool(failed))
+        words = [json.loads(text[:_TEXT_BYTES].rstrip(b"\0")) for text in told]
+        failed = [word for word in words if "error" in word]
+        lost = {number: why for word in words for number, why in word.get("lost", {}).items()}
+        flight.gather([text[_TEXT_BYTES:] for text in told], lost, is_failed=bool(failed))
         if not failed:
             return None
         flight.join()
@@ -203,7 +214,9 @@ class Saver:
             self._link.kill()
 
     def close(self) -> None:
-        """End the writer, and give the memory back."""
+        """End the writer, and give the memory back. A save that needs no other rank any more is waited for a while."""
+        if self.flight and (self._group.world_size == 1 or self.flight.is_gathered):
+            self.flight.over.wait(PATIENCE_S)
         self.drop()
         if self._preparing:
             self._preparing.join()
@@ -227,6 +240,7 @@ class Flight:
     ) -> None:
         self.step = order.step
         self.meta = order.meta
+        self.why = order.why
         self.tiers = order.tiers
         self.written = threading.Event()
         """This rank's share is durable, or it failed."""
@@ -243,6 +257,7 @@ class Flight:
         self._begun_s = self._ended_s = time.monotonic()
         self._layout: Layout | None = None
         self._digests: dict[str, str] = {}
+        self._lost: dict[str, str] = {}
         self._go = threading.Event()
         self._is_given_up = False
         self._failure: Verdict | None = None
@@ -276,17 +291,24 @@ class Flight:
 
     def told(self) -> bytes:
         """Return what the other ranks have to know, equally long on all: a failure, and the digests of the files."""
-        text = b""
+        most = _TEXT_BYTES // 24  # three texts, each character six bytes long at worst
         if self._failure:
-            short = {key: value[: _TEXT_BYTES // 6] for key, value in self._failure.items()}
-            text = json.dumps(short).encode()[:_TEXT_BYTES]
+            words: dict[str, Any] = {key: value[:most] for key, value in self._failure.items()}
+        else:
+            words = {"lost": {number: why[:most] for number, why in self._lost.items()}}
+        text = json.dumps(words).encode()
+        assert len(text) <= _TEXT_BYTES
         digests = [
             bytes.fromhex(self._digests.get(file.name, "00" * _DIGEST_BYTES)) for file in self._files()
         ]
         return text.ljust(_TEXT_BYTES, b"\0") + b"".join(digests)
 
-    def gather(self, told: Sequence[bytes], *, is_failed: bool) -> None:
-        """Take the digests of all ranks, and let rank 0 publish; or give up if a rank failed."""
+    def gather(self, told: Sequence[bytes], lost: dict[str, str], *, is_failed: bool) -> None:
+        """Take the digests of all ranks, and let rank 0 publish; or give up if a rank failed.
+
+        ``lost`` are places, beyond the first, in which a rank could not write.
+        """
+        self._lost = lost
         for index, file in enumerate(self._files()):
             part = told[file.rank][index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES]
             self._digests[file.name] = part.hex()
@@ -372,6 +394,7 @@ class Flight:
         if self._is_failure(answer):
             return
         self._digests |= answer["written"]
+        self._lost = answer["lost"]
         self.written.set()
         if self._group.rank:
             return
@@ -380,7 +403,7 @@ class Flight:
         if self._is_given_up:
             self._link.send(order | {"do": "drop"})
             return
-        self._link.send(order | {"do": "publish", "digests": self._digests})
+        self._link.send(order | {"do": "publish", "digests": self._digests, "lost": self._lost})
         answer = self._link.receive()
         if "ready" in answer:
             if not self._is_ours():

@@ -87,17 +87,23 @@ class Writer:
 
     def _write(self, order: Mapping[str, Any]) -> None:
         mine = [file for file in order["files"] if file["rank"] == order["rank"]]
+        self._staged, self._digest = {}, None  # of the save before, which rank 0 has published meanwhile
         if order["alone"]:
             self._digest = self._hasher.submit(self._digest_of, order)
-        digests: dict[str, str] = {}
-        for place in order["places"]:
-            staging = self._staging(place, order)
-            for file in mine:
-                data = self._memory.read(file["place"], file["bytes"])
-                if file["name"] not in digests:
-                    digests[file["name"]] = xxhash.xxh3_128_hexdigest(data)
-                staging.write(file["name"], data)
-        self._answer({"written": digests})
+        digests = {file["name"]: xxhash.xxh3_128_hexdigest(self._data(file)) for file in mine}
+        problems: dict[int, str] = {}
+        for number, place in enumerate(order["places"]):
+            try:
+                for file in mine:
+                    self._staging(place, order).write(file["name"], self._data(file))
+            except Exception as error:
+                if not number:
+                    raise
+                problems[number] = _told(error)
+        self._answer({"written": digests, "lost": problems})
+
+    def _data(self, file: Mapping[str, Any]) -> memoryview:
+        return self._memory.read(file["place"], file["bytes"])
 
     def _publish(self, order: Mapping[str, Any]) -> None:
         if already := self._published(order):
@@ -105,19 +111,21 @@ class Writer:
             return
         digest = self._digest.result() if self._digest else self._digest_of(order)
         rest = order["tree"].encode()
-        problems: list[str] = []
+        problems: dict[str, str] = dict(order["lost"])
         if not self._ask().get("go"):
             self._drop(order)
             return  # whoever refused knows why
         for number, place in enumerate(order["places"]):
+            if str(number) in problems:
+                continue  # what a rank could not write there makes no checkpoint
             try:
                 self._publish_in(place, order, digest, rest)
             except Exception as error:
                 if not number:
                     raise
-                problems.append(getattr(error, "what", f"{type(error).__name__}: {error}"))
+                problems[str(number)] = _told(error)
         num_bytes = sum(file["bytes"] for file in order["files"]) + len(rest)
-        self._answer({"saved": digest, "num_bytes": num_bytes, "problems": problems})
+        self._answer({"saved": digest, "num_bytes": num_bytes, "problems": list(problems.values())})
         self._staged, self._digest = {}, None
 
     def _publish_in(
@@ -178,7 +186,7 @@ class Writer:
 
     def _file(self, file: Mapping[str, Any], order: Mapping[str, Any]) -> memoryview:
         if file["rank"] == order["rank"]:
-            return self._memory.read(file["place"], file["bytes"])
+            return self._data(file)
         place = order["places"][0]
         staging = self._staging(place, order)
         try:
@@ -194,6 +202,10 @@ class Writer:
                 "check that disk; the older checkpoints stand",
             )
         return data
+
+
+def _told(error: Exception) -> str:
+    return str(getattr(error, "what", f"{type(error).__name__}: {error}"))
 
 
 def main(handle: int) -> None:

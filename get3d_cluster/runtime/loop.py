@@ -10,9 +10,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
-from get3d_cluster.core.policy import is_save_due
+from get3d_cluster.core.policy import best_period_s, is_save_due
 from get3d_cluster.errors import CheckpointError, FencedError, StorageError, UsageError
-from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, Saved
 from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
 from get3d_cluster.runtime.env import numeric_fingerprint
 from get3d_cluster.runtime.events import read_rows
@@ -26,6 +26,8 @@ ELEMENTS_A_SECOND = 8
 """Of a job array each element tells its progress, since none is sure to be there; together so often a second."""
 NEWS_S = 60.0
 """What another element told no longer ago, and what is further, is not overwritten."""
+CONTENTION = 0.05
+"""What a save in the background takes from training, as a share of the time that it is under way."""
 FAILED_SAVE_RATIO = 10
 """After a save that failed, so many times its duration go by before the next: a full disk costs a tenth at most."""
 SAFETY = 1.5
@@ -165,7 +167,7 @@ class _StepLoop:
         self._is_prepared = False
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
-        self._begun_step = 0
+        self._begun_step = self._local_step = 0
         self._begun_s = time.monotonic()
         self._stall_s = 0.0
         self._longest_save_s = 0.0
@@ -178,7 +180,7 @@ class _StepLoop:
             self._work.load(loaded.state)
             self._active_s = float(loaded.meta.get("active_s", 0.0))
         position = self._work.position()
-        self._start_step = self._saved_step = self._begun_step = position.step
+        self._start_step = self._saved_step = self._begun_step = self._local_step = position.step
         self._session.metrics.rewind(position.step)
         if self._session.rank == 0:
             values = {"step": position.step, "epoch": position.epoch, "images": position.images}
@@ -234,12 +236,15 @@ class _StepLoop:
             self._prepare()
             if save and self._saver.flight is None:
                 self._try_periodic_save()
+            elif self._is_local_save_due(position):
+                self._begin_local_save(position)
         self._progress.show(position, self._active_s)
         return stop and not self._work.is_done()
 
     def _prepare(self) -> None:
         """Get ready for saves once the first step has filled the optimizers."""
-        if not self._is_prepared and (self._config.every_s or self._config.every_steps):
+        config = self._config
+        if not self._is_prepared and (config.every_s or config.every_steps or config.local):
             self._saver.prepare(self._work.state())
         self._is_prepared = True
 
@@ -248,12 +253,33 @@ class _StepLoop:
         with self._pulse.counting("save"):
             flight, verdict = self._saver.flight, self._saver.advance(flags)
         if flight is not None and verdict is not None:
-            self._landed(verdict, "periodic", flight.meta)
+            self._landed(verdict, flight.why, flight.meta)
 
     def _is_save_due(self, position: Position) -> bool:
         now = time.monotonic()
-        is_due = is_save_due(position.step - self._begun_step, now - self._begun_s, self._config)
+        is_due = is_save_due(position.step - self._begun_step, now - self._begun_s, self._cadence())
         return is_due and now >= self._next_save_s and self._saver.flight is None
+
+    def _cadence(self) -> CheckpointConfig:
+        """Return when saves are due, with the period that was found best by now."""
+        if not self._config.auto or self._saved is None:
+            return self._config
+        cost_s = self._stall_s + CONTENTION * self._saved.seconds
+        period_s = best_period_s(cost_s, self._session.attempt - 1, self._active_s)
+        return dataclasses.replace(self._config, every_s=period_s)
+
+    def _is_local_save_due(self, position: Position) -> bool:
+        """Say, alike on all ranks, whether the near tier gets a checkpoint now."""
+        every = self._config.local_every_steps
+        is_due = bool(every) and position.step - self._local_step >= every
+        return is_due and "local" in self._checkpoints.tiers and self._saver.flight is None
+
+    def _begin_local_save(self, position: Position) -> None:
+        begun_s = time.monotonic()
+        with self._pulse.counting("save"):
+            self._begin(position, self._work.state(), "local", ("local",))
+        self._stall_s = time.monotonic() - begun_s
+        self._local_step = position.step
 
     def suspend(self, stop_reason: Callable[[], Reason]) -> Ended:
         told, signals = self._told()
@@ -325,12 +351,13 @@ class _StepLoop:
         is_known = grace_s is not None and noticed_s is not None
         left_s = grace_s - (time.monotonic() - noticed_s) if is_known else math.inf  # type: ignore[operator]
         one_s = SAFETY * self._longest_save_s
-        is_older_in_flight = flight is not None and flight.step != step
+        is_it_in_flight = flight is not None and flight.step == step and RUN in flight.tiers
+        is_older_in_flight = flight is not None and not is_it_in_flight
         if step == self._saved_step or left_s > one_s * (2 if is_older_in_flight else 1):
             return _Plan.SAVE
         if is_older_in_flight and left_s > one_s:
             return _Plan.DROP_AND_SAVE
-        if flight is not None and flight.step == step:
+        if is_it_in_flight:
             return _Plan.SAVE  # it is on its way, and nothing is faster
         lost = step - self._saved_step
         self._session.events.write(
@@ -345,7 +372,7 @@ class _StepLoop:
         self._pulse.beat("saving", flight.step)
         with self._pulse.counting("save"):
             verdict = self._saver.finish()
-        self._landed(verdict, "periodic", flight.meta)
+        self._landed(verdict, flight.why, flight.meta)
 
     def _try_periodic_save(self) -> None:
         """A storage that is full now may be free later: the older checkpoint stands and training goes on."""
@@ -354,18 +381,21 @@ class _StepLoop:
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
             state = self._work.state()
-            is_begun = self._begin(position, state)
+            is_begun = self._begin(position, state, "periodic", self._far())
         self._stall_s = time.monotonic() - begun_s
-        self._begun_step, self._begun_s = position.step, begun_s
+        self._begun_step, self._begun_s, self._local_step = position.step, begun_s, position.step
         if not is_begun:
             self._landed(self._write_here(position, state), "periodic", self._meta_of(position))
         self._pulse.beat("step", position.step)
 
-    def _begin(self, position: Position, state: Mapping[str, Any]) -> bool:
+    def _far(self) -> tuple[str, ...]:
+        return tuple(tier for tier in (RUN, "url") if tier in self._checkpoints.tiers)
+
+    def _begin(self, position: Position, state: Mapping[str, Any], why: str, tiers: tuple[str, ...]) -> bool:
         """Send a save on its way, if another process can do it."""
         self._session.metrics.flush()
         meta = self._meta_of(position)
-        return self._saver.begin(position.step, state, meta, later=self._later)
+        return self._saver.begin(position.step, state, meta, why=why, later=self._later, tiers=tiers)
 
     def _write_here(self, position: Position, state: Mapping[str, Any]) -> Verdict:
         """Write the state once for all workers, in the process of rank 0; the others wait for the verdict."""
@@ -385,26 +415,33 @@ class _StepLoop:
         """
         if "error" not in verdict:
             self._note(verdict, why, meta)
-            return
-        if verdict["kind"] == "writer":
-            self._session.events.write("writer-failed", error=verdict["error"])
+        elif verdict["kind"] == "fenced":
+            raise FencedError(verdict["error"], verdict["way_out"])
+        elif verdict["kind"] == "writer" and why != "local":
+            self._tell("writer-failed", error=verdict["error"])
             position = self._work.position()
             self._landed(self._write_here(position, self._work.state()), why, self._meta_of(position))
-            return
-        if why == "periodic" and verdict["kind"] == "storage":
+        elif why in ("periodic", "local"):
             now = time.monotonic()
-            self._next_save_s = now + FAILED_SAVE_RATIO * (now - self._begun_s)
-            self._begun_s = now
-            if self._session.rank == 0:
-                self._session.events.write("save-failed", error=verdict["error"], way_out=verdict["way_out"])
-            return
-        raise {"fenced": FencedError, "storage": StorageError}[verdict["kind"]](
-            verdict["error"], verdict["way_out"]
-        )
+            if why == "periodic":
+                self._next_save_s = now + FAILED_SAVE_RATIO * (now - self._begun_s)
+                self._begun_s = now
+            self._tell("save-failed", error=verdict["error"], way_out=verdict["way_out"], why=why)
+        else:
+            raise StorageError(verdict["error"], verdict["way_out"])
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._session.rank == 0:
+            self._session.events.write(event, **fields)
 
     def _note(self, verdict: Verdict, why: str, meta: Mapping[str, Any]) -> None:
         """Write the event of a save that stands, and remember it."""
         values = {key: verdict[key] for key in ("step", "digest", "num_bytes", "seconds")}
+        for problem in verdict.get("problems", ()):
+            self._tell("copy-failed", step=verdict["step"], error=problem)
+        if why == "local":
+            self._tell("save-local", **values)
+            return
         self._saved = Saved(**values)
         self._saved_step = self._saved.step
         self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
@@ -423,7 +460,8 @@ class _StepLoop:
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
             state = self._work.state()
-            verdict = self._saver.finish() if self._begin(position, state) else None
+            tiers = self._far() if why == "end" else (RUN,)
+            verdict = self._saver.finish() if self._begin(position, state, why, tiers) else None
         self._stall_s = time.monotonic() - begun_s
         self._landed(verdict or self._write_here(position, state), why, self._meta_of(position))
         self._pulse.beat("step", position.step)

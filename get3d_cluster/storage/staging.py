@@ -95,6 +95,8 @@ class _RemoteStaging:
         self._token = token
         self._fs: Any
         self._fs, root = connect(url)
+        if hasattr(self._fs, "auto_mkdir"):
+            self._fs.auto_mkdir = True  # object stores have no folders; other file systems have to make them
         self._folder = f"{root}/{name}"
 
     def stored(self, file: str) -> str:
