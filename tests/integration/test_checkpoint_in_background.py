@@ -61,7 +61,7 @@ def test_stopped_and_killed_on_changing_numbers_of_workers_it_ends_with_the_same
     tmp_path: Path, uninterrupted: str
 ) -> None:
     config = load(find_job(PLAIN).Config, None, [*ALWAYS, SLOW])
-    plan = Plan(stops=6, worlds=(2, 3, 1), kill_ratio=0.5, seed=4)
+    plan = Plan(stops=3, worlds=(2, 3, 1), kill_ratio=0.5, seed=8)
     verdict = simulate(PLAIN, config, tmp_path, plan, lambda _: None)
     assert verdict.is_exact
     assert verdict.digest == uninterrupted
