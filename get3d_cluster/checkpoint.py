@@ -244,7 +244,9 @@ class _Loop:
     def _save_now(self) -> None:
         """Publish the state unless it is; nobody goes on before rank 0 has."""
         if self._saver.flight:
-            self._landed(self._saver.finish())
+            verdict = self._saver.finish()
+            if verdict.get("kind") != "storage":  # the save that follows meets the same, or it is over
+                self._landed(verdict)
         if self._done > self._saved_done:
             self._begin()
             if self._saver.flight:
