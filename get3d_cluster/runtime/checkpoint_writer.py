@@ -69,9 +69,11 @@ class Writer:
         self._hasher = ThreadPoolExecutor(1)
         self._staged: dict[str, Staging] = {}
         self._digest: Future[str] | None = None
+        self._last: Mapping[str, Any] | None = None
 
     def obey(self, order: Mapping[str, Any]) -> None:
         """Carry one order out, and answer."""
+        self._last = order
         try:
             {"write": self._write, "publish": self._publish, "drop": self._drop}[order["do"]](order)
         except Get3dError as error:
@@ -79,6 +81,12 @@ class Writer:
             self._fail(order, kind, error.what, error.way_out)
         except Exception as error:  # noqa: BLE001  of fsspec's backends, too: the worker has to hear of it
             self._fail(order, "storage", f"cannot save: {type(error).__name__}: {error}", "")
+
+    def leave(self) -> None:
+        """Remove what was written and will never be published; what other ranks wrote is rank 0's business."""
+        if self._last and self._last["rank"] == 0 and self._staged:
+            with contextlib.suppress(Exception):
+                self._drop(self._last)
 
     def _fail(self, order: Mapping[str, Any], kind: str, what: str, way_out: str) -> None:
         with contextlib.suppress(Exception):
@@ -227,6 +235,7 @@ def main(handle: int) -> None:
     writer = Writer(Memory(handle), answer, ask)
     for order in orders:
         writer.obey(order)
+    writer.leave()
 
 
 def _lines(worker: int) -> Iterator[dict[str, Any]]:

@@ -425,7 +425,7 @@ class _StepLoop:
             now = time.monotonic()
             if why == "periodic":
                 self._next_save_s = now + FAILED_SAVE_RATIO * (now - self._begun_s)
-                self._begun_s = now
+                self._begun_step, self._begun_s = self._saved_step, now
             self._tell("save-failed", error=verdict["error"], way_out=verdict["way_out"], why=why)
         else:
             raise StorageError(verdict["error"], verdict["way_out"])
