@@ -162,7 +162,7 @@ def _whole(path: Path) -> memoryview:
         size = os.fstat(file.fileno()).st_size
         if size <= RANGE_BYTES:
             return memoryview(file.readall())
-        whole = memoryview(mmap.mmap(-1, size))
+        whole = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         with ThreadPoolExecutor(READERS) as readers:
             starts = range(0, size, RANGE_BYTES)
             counts = readers.map(lambda start: _read_range(file.fileno(), whole, start), starts)
