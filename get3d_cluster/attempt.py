@@ -18,7 +18,7 @@ from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.dist.group import Group, SoloGroup, meet
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
 from get3d_cluster.runtime import failures, lease, loop, watchdog
-from get3d_cluster.runtime.checkpoint import Checkpoints
+from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.env import describe, device_of, host, read_worker_env
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.failures import Failure
@@ -169,7 +169,10 @@ class _Worker:
         if self._shares_items:
             return loop.run_items(work, session, self._stop_reason)
         checkpoints = Checkpoints(
-            open_storage(self._run.checkpoints_dir), self._config.checkpoint, self._check_owner
+            open_storage(self._run.checkpoints_dir),
+            self._config.checkpoint,
+            self._check_owner,
+            more_tiers(self._config.checkpoint, self._spec, self._config.resources.nodes),
         )
         ended = loop.run_steps(
             work, session, checkpoints, self._config.checkpoint, self._stop_reason, self._is_fenced

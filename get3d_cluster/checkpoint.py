@@ -8,11 +8,12 @@
     checkpoint.finish()  # optional
 
 ``try_save`` saves when a period is over, or when the process was told to stop (SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C); in
-that case it leaves with exit code 75, and the same command goes on from there. With ``torch.distributed`` all ranks
-stop at the same step; call ``init`` after ``init_process_group``. Random generators of torch, NumPy and Python are
-part of what is saved, one set for each rank.
+that case it leaves with exit code 75, and the same command goes on from there. A large state is copied at once and
+written by another process. With ``torch.distributed`` all ranks stop at the same step; call ``init`` after
+``init_process_group``. Random generators of torch, NumPy and Python are part of what is saved, one set for each rank.
 """
 
+import atexit
 import os
 import random
 import sys
@@ -29,7 +30,8 @@ from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.core.policy import is_save_due
 from get3d_cluster.dist.group import Group, SoloGroup, TorchGroup
 from get3d_cluster.errors import CheckpointError, ExitCode, FencedError, Get3dError, StorageError, UsageError
-from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, refuse_unsaved
+from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError
+from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
 from get3d_cluster.runtime.lease import Lease, read_lease, refuse_second_copy
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.storage import open_storage
@@ -80,7 +82,10 @@ def init(
 
 
 def try_save(epoch: int, step: int, others: Mapping[str, Any] | None = None) -> bool:
-    """Save if it is time to, and leave if told to stop; return whether a checkpoint was written.
+    """Save if it is time to, and leave if told to stop; return whether a save was begun.
+
+    A state of ``CheckpointConfig.background_mb`` or more is written by another process; the call takes as long as to
+    copy it, and an error of that save is raised by a later call.
 
     Call it after each optimizer step, on all ranks, with the number of steps of ``epoch`` that are done.
 
@@ -130,14 +135,16 @@ class _Loop:
         self._lease: Lease | None = None
         check = self._check if self._group.rank == 0 else lambda: None
         self._checkpoints = Checkpoints(open_storage(path / "checkpoints"), config, check)
-        self._done = self._saved_done = 0
-        self._saved_s = time.monotonic()
+        self._saver = Saver(self._checkpoints, self._group)
+        self._done = self._saved_done = self._begun_done = 0
+        self._begun_s = time.monotonic()
         self._place: dict[str, Any] = {}
         self._is_state_known = False
 
     def begin(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
         """Take the path and go to the newest checkpoint; take nothing if that fails."""
         self._notices.install(PATIENCE_S)
+        atexit.register(self._saver.close)
         try:
             self._on_rank_0(self._take_lease)
             return self._resume(others)
@@ -171,7 +178,7 @@ class _Loop:
             stateful.load_state_dict(state[f"more{index}"])
         self._restore_generators(state["generators"])
         self._place = state["place"]
-        self._done = self._saved_done = step
+        self._done = self._saved_done = self._begun_done = step
         return self._place["epoch"], self._place["step"], self._place["others"]
 
     def _read(self, step: int) -> dict[str, Any]:
@@ -200,35 +207,67 @@ class _Loop:
 
     def try_save(self, epoch: int, step: int, others: dict[str, Any]) -> bool:
         self._done += 1
-        since_s = time.monotonic() - self._saved_s
-        due = self._group.rank == 0 and is_save_due(self._done - self._saved_done, since_s, self._config)
-        stop, save = self._group.any([self._notices.requested, due])
+        flags = [self._notices.requested, self._group.rank == 0 and self._is_due(), *self._saver.flags()]
+        stop, save, *flags = self._group.any(flags)
         self._place = {"epoch": epoch, "step": step, "others": others}
         if not self._is_state_known:  # now, not when it is needed; the first step has filled the optimizer
-            refuse_unsaved(self._state())
+            self._saver.prepare(self._state())
             self._is_state_known = True
+        if verdict := self._saver.advance(flags):
+            self._landed(verdict)
         if stop:
             self._notices.answer()
-        if stop or save:
-            self._save()
-        if stop:
+            self._save_now()
             self._leave(epoch, step)
+        elif save:
+            self._begin()
         return stop or save
+
+    def _is_due(self) -> bool:
+        since_s = time.monotonic() - self._begun_s
+        is_due = is_save_due(self._done - self._begun_done, since_s, self._config)
+        return is_due and self._saver.flight is None
 
     def finish(self) -> None:
         try:
-            if self._done > self._saved_done:
-                self._save()
+            self._save_now()
         finally:
             self._end()
 
-    def _save(self) -> None:
-        """Publish the state; nobody goes on before rank 0 has."""
-        generators = self._generators()
-        state = self._state() | {"generators": generators}
-        meta = {"epoch": self._place["epoch"]}
-        self._on_rank_0(lambda: self._checkpoints.save(self._done, state, meta))
-        self._saved_done, self._saved_s = self._done, time.monotonic()
+    def _begin(self) -> None:
+        """Send the state on its way; a small one is written here and now."""
+        state = self._state() | {"generators": self._generators()}
+        self._begun_done, self._begun_s = self._done, time.monotonic()
+        if not self._saver.begin(self._done, state, self._meta()):
+            self._write_here(state)
+
+    def _save_now(self) -> None:
+        """Publish the state unless it is; nobody goes on before rank 0 has."""
+        if self._saver.flight:
+            verdict = self._saver.finish()
+            if verdict.get("kind") != "storage":  # the save that follows meets the same, or it is over
+                self._landed(verdict)
+        if self._done > self._saved_done:
+            self._begin()
+            if self._saver.flight:
+                self._landed(self._saver.finish())
+
+    def _write_here(self, state: dict[str, Any]) -> None:
+        self._on_rank_0(lambda: self._checkpoints.save(self._done, state, self._meta()))
+        self._saved_done = self._done
+
+    def _landed(self, verdict: Verdict) -> None:
+        """Note how a save ended. Raises: StorageError, FencedError."""
+        if verdict.get("kind") == "writer":
+            self._write_here(self._state() | {"generators": self._generators()})
+        elif "error" in verdict:
+            kind = FencedError if verdict["kind"] == "fenced" else StorageError
+            raise kind(verdict["error"], verdict["way_out"])
+        else:
+            self._saved_done = verdict["step"]
+
+    def _meta(self) -> dict[str, Any]:
+        return {"epoch": self._place["epoch"]}
 
     def _state(self) -> dict[str, Any]:
         more = {f"more{index}": stateful.state_dict() for index, stateful in enumerate(self._more)}
@@ -242,6 +281,7 @@ class _Loop:
                 flush=True,
             )
             self._lease.release()
+        self._saver.close()
         if self._group.world_size > 1:  # all is saved; a thread of gloo may abort an ordinary exit
             sys.stdout.flush()
             sys.stderr.flush()
@@ -249,7 +289,9 @@ class _Loop:
         sys.exit(int(ExitCode.SUSPENDED))
 
     def _end(self) -> None:
+        atexit.unregister(self._saver.close)
         try:
+            self._saver.close()
             if self._lease:
                 self._lease.release()
         finally:

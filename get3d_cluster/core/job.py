@@ -130,21 +130,43 @@ class CheckpointConfig:
 
     every_s: float = 300.0
     """Seconds of training between periodic checkpoints; 0 saves on notice and at the end only."""
+    auto: bool = False
+    """Choose the period from what a save was measured to cost and how often the run was interrupted, instead of
+    ``every_s``: sqrt(2 * cost * time between interruptions). Source: Young 1974."""
     every_steps: int = 0
     """Steps between periodic checkpoints; 0 leaves it to ``every_s``."""
     keep_last: int = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: int = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
+    background_mb: float = 4.0
+    """States of at least so many megabytes are written by another process while training goes on; the worker writes
+    smaller ones itself, which takes less than to hand them over."""
+    local: str = ""
+    """Folder on a fast disk or in memory of the node, such as /dev/shm/checkpoints, for more checkpoints in between;
+    empty: none. Only for runs on one node: after a crash there they are newer than the run's own."""
+    local_every_steps: int = 0
+    """Steps between checkpoints in ``local``."""
+    url: str = ""
+    """A second place for each periodic and last checkpoint, such as s3://bucket/runs; empty: none. It may fail without
+    harm to the run."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 2:
             raise ValueError(
                 f"keep_last={self.keep_last} must be at least 2: a damaged newest needs an older one"
             )
-        for name in ("every_s", "every_steps", "keep_every_steps"):
+        for name in ("every_s", "every_steps", "keep_every_steps", "background_mb", "local_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if bool(self.local) != bool(self.local_every_steps):
+            raise ValueError(
+                f"local={self.local!r} and local_every_steps={self.local_every_steps} need each other: set both"
+            )
+        if self.local and "://" in self.local:
+            raise ValueError(f"local={self.local} must be a folder")
+        if self.url and "://" not in self.url:
+            raise ValueError(f"url={self.url} must be a URL such as s3://bucket/runs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Decisions as pure functions of facts: come back or not, save now or not, what to keep."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,6 +8,9 @@ from enum import StrEnum
 from get3d_cluster.core.job import FREE_CAUSES, Cause, CheckpointConfig, Outcome, RetryConfig
 
 LONGEST_BACKOFF_S = 600.0
+SHORTEST_S, LONGEST_S = 30.0, 1800.0
+"""Bounds of a period that is chosen by measurement: a save also costs disk, and the rate of stops is a guess."""
+UNKNOWN_MTBI_S = 6 * 3600.0
 MOST_DOUBLINGS = 64
 """Keeps the wait within what a float holds, however many crashes are allowed."""
 
@@ -49,6 +53,19 @@ def after_attempt(outcomes: Sequence[Outcome], retry: RetryConfig) -> Decision:
         return Decision(action=Action.REQUEUE, why=str(last.cause))
     delay_s = min(retry.backoff_s * 2 ** min(max(0, crashes - 1), MOST_DOUBLINGS), LONGEST_BACKOFF_S)
     return Decision(action=Action.REQUEUE, delay_s=delay_s, why=f"{last.cause}, waits {delay_s:g} s")
+
+
+def best_period_s(cost_s: float, interruptions: int, trained_s: float) -> float:
+    """Return the period that loses least to saves and to work done again, within ``SHORTEST_S`` and ``LONGEST_S``.
+
+    ``cost_s`` is what a save takes from training. Before the first interruption one is expected per ``UNKNOWN_MTBI_S``.
+    Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
+
+    >>> best_period_s(2.0, 3, 10800.0)
+    120.0
+    """
+    between_s = trained_s / interruptions if interruptions else max(trained_s, UNKNOWN_MTBI_S)
+    return min(LONGEST_S, max(SHORTEST_S, math.sqrt(2.0 * cost_s * between_s)))
 
 
 def is_save_due(steps_since: int, seconds_since: float, config: CheckpointConfig) -> bool:

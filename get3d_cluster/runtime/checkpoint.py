@@ -1,57 +1,69 @@
 """Checkpoints: a nested state <-> verified files, written whole or not at all, read back newest first.
 
-A checkpoint is a group ``step-000000123`` of files in a storage: one safetensors file for each part of the state that
-holds tensors, ``state.json`` for everything else and the nesting, and ``manifest.json`` with size and xxh3-128 of each
-file, the SHA-256 of the whole state, and its own digest. No pickle anywhere.
+``checkpoint_files`` says what the files are. No pickle anywhere. ``Checkpoints.save`` writes in this process;
+``checkpoint_saver`` lets another one write while training goes on.
 """
 
-import errno
 import hashlib
 import json
-import re
+import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
-from get3d_cluster.core.job import FORMAT, CheckpointConfig
-from get3d_cluster.core.policy import to_delete
-from get3d_cluster.errors import CheckpointError, StorageError, UsageError
+from get3d_cluster.core.job import CheckpointConfig, JobSpec
+from get3d_cluster.errors import CheckpointError
+from get3d_cluster.runtime.checkpoint_files import (
+    FORMAT,
+    MANIFEST,
+    REST,
+    TENSORS,
+    DamagedError,
+    Saved,
+    entry_of,
+    files_by_part,
+    manifest_of,
+    name_of,
+    names_in,
+    prune,
+    signed,
+    stands,
+    step_of,
+    verified_files,
+)
+from get3d_cluster.runtime.checkpoint_tensors import read_tensors
+from get3d_cluster.runtime.checkpoint_tree import digest_plan, flatten, pack_all, unpack_all
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
 from get3d_cluster.storage.base import Storage
+from get3d_cluster.storage.staging import location_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-MANIFEST = "manifest.json"
-REST = "state.json"
-_NAME = re.compile(r"step-[0-9]{9,}")
-_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG)
-"""Errors of reading that tell of the file itself; others tell of rights, of the network or of this process."""
+__all__ = [
+    "Checkpoints",
+    "DamagedError",
+    "Loaded",
+    "Saved",
+    "decode",
+    "encode",
+    "flatten",
+    "list_checkpoints",
+    "load_optimizer",
+    "more_tiers",
+    "optimizer_state",
+    "refuse_unsaved",
+    "state_digest",
+]
 
 
-class DamagedError(Exception):
-    """A checkpoint whose files are not what its manifest says."""
-
-
-class _AbsentError(DamagedError):
-    """A file of it that is not there at all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A published checkpoint."""
-
-    step: int
-    digest: str
-    """SHA-256 of the whole state."""
-    num_bytes: int
-    seconds: float
+RUN = "run"
+NEAR = ("url", "run", "local")
+"""Tiers, from far to near."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +75,9 @@ class Loaded:
     meta: dict[str, Any]
     digest: str
     damaged: tuple[str, ...] = ()
-    """What was wrong with newer ones, which were set aside."""
+    """What was wrong with newer ones, which were set aside, and with tiers that could not be read."""
+    tier: str = "run"
+    """Which of ``Checkpoints.tiers`` it lies in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,174 +97,188 @@ class CheckpointInfo:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Rank 0 saves; every rank loads."""
+    """The checkpoints of one run. Rank 0 saves; every rank loads.
 
-    def __init__(self, storage: Storage, config: CheckpointConfig, check_owner: Callable[[], None]) -> None:
-        self._storage = storage
-        self._config = config
-        self._check_owner = check_owner
+    ``storage``, the tier ``run``, is where they have to be. ``more`` are other tiers: ``local`` is faster and holds
+    newer ones, ``url`` holds copies elsewhere.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        config: CheckpointConfig,
+        check_owner: Callable[[], None],
+        more: Mapping[str, Storage] | None = None,
+    ) -> None:
+        self.tiers = {RUN: storage, **(more or {})}
+        self.config = config
+        self.check_owner = check_owner
 
     def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> Saved:
-        """Publish ``state`` as the checkpoint of ``step``, read it back, then let old ones go.
+        """Publish ``state`` as the checkpoint of ``step`` in the first tier, read it back, then let old ones go.
 
         Raises: FencedError if another attempt owns the run; StorageError, after which older checkpoints stand.
         """
         start = time.monotonic()
         files = encode(state)
         digest = state_digest(state)
-        sizes = {
-            name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
-            for name, data in files.items()
+        entries = {
+            file: entry_of(data, None if file == REST else file.removesuffix(TENSORS))
+            for file, data in files.items()
         }
-        body = {
-            "format": FORMAT,
-            "step": step,
-            "t": time.time(),
-            "digest": digest,
-            "files": sizes,
-            "meta": dict(meta),
-        }
-        self._check_owner()
-        if not self._stands(step, digest):
-            self._storage.write(_name(step), {**files, MANIFEST: _signed(body)})
-        self._prune(step)
+        body = body_of(step, digest, entries, meta)
+        self.check_owner()
+        storage = self.tiers[RUN]
+        if not stands(storage, step, digest):
+            storage.write(name_of(step), {**files, MANIFEST: signed(body)})
+        prune(storage, step, self.config)
         num_bytes = sum(len(data) for data in files.values())
         return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
 
     def load(self) -> Loaded | None:
         """Return the newest checkpoint that verifies, and set damaged newer ones aside. None if there is none at all.
 
+        Newest is the one of the latest attempt, then of the latest step; of equal ones the nearest.
+
         Raises: CheckpointError if there are checkpoints but every one is damaged, and each time again; or if the
         folder cannot be read.
         """
-        problems: dict[str, str] = {}
-        for name in reversed(self._names()):
+        problems: dict[tuple[str, str], str] = {}
+        unread: list[str] = []
+        for tier, name in self._newest_first(unread):
             try:
-                loaded = self.read(name)
+                loaded = self.read(name, tier)
             except DamagedError as error:
-                problems[name] = str(error)
+                problems[tier, name] = str(error)
                 continue
-            told = [f"{why}; set aside as {self._storage.set_aside(bad)}" for bad, why in problems.items()]
-            return replace(loaded, damaged=tuple(told))
-        if problems:
+            except CheckpointError as error:
+                if tier == RUN:
+                    raise
+                unread.append(error.what)
+                continue
+            aside = [
+                f"{why}; set aside as {self.tiers[at].set_aside(bad)}" for (at, bad), why in problems.items()
+            ]
+            return replace(loaded, damaged=(*aside, *unread))
+        if problems or unread:
             raise CheckpointError(
-                f"no usable checkpoint: {'; '.join(problems.values())}",
+                f"no usable checkpoint: {'; '.join([*problems.values(), *unread])}",
                 "restore one from a copy, or start over under another --name",
             )
         return None
 
-    def _names(self) -> list[str]:
+    def _newest_first(self, unread: list[str]) -> list[tuple[str, str]]:
+        """Return tier and name of each checkpoint; another tier than ``run`` that cannot be read is told, not fatal."""
+        names = [(RUN, name) for name in self._names(RUN)]
+        for tier in (tier for tier in self.tiers if tier != RUN):
+            try:
+                names += [(tier, name) for name in self._names(tier)]
+            except CheckpointError as error:
+                unread.append(error.what)
+        return sorted(names, key=lambda item: (*self._age(*item), NEAR.index(item[0])), reverse=True)
+
+    def _age(self, tier: str, name: str) -> tuple[float, int]:
+        """Return attempt and step of a checkpoint; one that cannot be told is looked at early, to be set aside.
+
+        With one tier the step alone orders: each attempt goes on from the newest there is.
+        """
+        if len(self.tiers) == 1:
+            return 0, step_of(name)
+        try:
+            return manifest_of(self.tiers[tier], name)["meta"].get("attempt", 0), step_of(name)
+        except (DamagedError, CheckpointError):
+            return math.inf, step_of(name)
+
+    def _names(self, tier: str) -> list[str]:
         """Return the names of the checkpoints after tidying up. Raises: CheckpointError."""
         try:
-            self._storage.clean()
-            return _checkpoint_names(self._storage)
-        except OSError as error:
+            self.tiers[tier].clean()
+            return names_in(self.tiers[tier])
+        except Exception as error:
+            if tier == RUN and not isinstance(error, OSError):
+                raise  # that one is a folder: anything else is a bug
+            what = getattr(error, "filename", None) or location_of(self.tiers[tier])
             raise CheckpointError(
-                f"cannot read {error.filename or 'the folder of the checkpoints'}: {error.strerror}",
+                f"cannot read {what or 'the folder of the checkpoints'}: "
+                f"{getattr(error, 'strerror', None) or error}",
                 "mend its permissions or mount its disk, then resume: nothing was started over",
             ) from error
 
-    def read(self, name: str) -> Loaded:
-        """Return one verified checkpoint. Raises: DamagedError."""
-        manifest, files = _verified(self._storage, name)
+    def read(self, name: str, tier: str = RUN) -> Loaded:
+        """Return one verified checkpoint. Raises: DamagedError, CheckpointError."""
+        storage = self.tiers[tier]
+        manifest = manifest_of(storage, name)
+        files = dict(verified_files(storage, name, manifest))
         try:
-            state = decode(files)
+            state = _decoded(files, files_by_part(manifest))
         except Exception as error:  # of safetensors or json: whatever it is, these bytes are no state
             raise DamagedError(f"{name} cannot be decoded: {error}") from error
-        return Loaded(step=manifest["step"], state=state, meta=manifest["meta"], digest=manifest["digest"])
+        return Loaded(
+            step=manifest["step"], state=state, meta=manifest["meta"], digest=manifest["digest"], tier=tier
+        )
 
-    def read_step(self, step: int) -> Loaded:
+    def read_step(self, step: int, tier: str = RUN) -> Loaded:
         """Return the verified checkpoint of ``step``. Raises: DamagedError."""
-        return self.read(_name(step))
+        return self.read(name_of(step), tier)
 
-    def _stands(self, step: int, digest: str) -> bool:
-        """Say whether this state is published already; another or a damaged one of that step is set aside.
 
-        Asked by the exact name: a list of the folder may be older than what lies in it.
-        """
-        try:
-            if _manifest(self._storage, _name(step))["digest"] == digest:
-                return True
-            self._storage.set_aside(_name(step))
-        except _AbsentError:
-            pass
-        except DamagedError:
-            self._storage.set_aside(_name(step))
-        except CheckpointError as error:
-            raise StorageError(error.what, error.way_out) from error
-        return False
+def more_tiers(config: CheckpointConfig, spec: JobSpec, num_nodes: int) -> dict[str, Storage]:
+    """Return the other tiers that ``config`` asks for, in places of their own for the run that ``spec`` describes.
 
-    def _prune(self, newest: int) -> None:
-        """Delete what may go, once ``newest`` was read back. Raises: StorageError if it is not what was written."""
-        try:
-            steps = [_step(name) for name in _checkpoint_names(self._storage)]
-        except OSError:
-            return  # nothing is lost by keeping them until the next save
-        going = [step for step in to_delete(steps, self._config) if step != newest]
-        if going and self._reads_back(newest):
-            for step in going:
-                self._storage.delete(_name(step))
+    Raises: UsageError if the URL cannot be used.
+    """
+    run = f"{spec.name}-{hashlib.sha256(f'{spec.name} {spec.created}'.encode()).hexdigest()[:8]}"
+    tiers: dict[str, Storage] = {}
+    if config.local and num_nodes == 1:
+        tiers["local"] = open_storage(Path(config.local) / run)
+    if config.url:
+        tiers["url"] = open_storage(f"{config.url.rstrip('/')}/{run}")
+    return tiers
 
-    def _reads_back(self, step: int) -> bool:
-        try:
-            for _ in _verified_files(self._storage, _name(step), _manifest(self._storage, _name(step))):
-                pass
-        except CheckpointError:
-            return False
-        except DamagedError as error:
-            raise StorageError(
-                f"{error}, just after it was written; set aside as {self._storage.set_aside(_name(step))}",
-                "check that disk; the older checkpoints stand, and the run comes back from them",
-            ) from error
-        return True
+
+def body_of(
+    step: int, digest: str, files: Mapping[str, Any], meta: Mapping[str, Any], token: str = ""
+) -> dict[str, Any]:
+    """Return the body of a manifest; ``token`` names the save, if another process publishes it."""
+    body = {"format": FORMAT, "step": step, "t": time.time(), "digest": digest, "files": files}
+    return body | {"meta": dict(meta)} | ({"token": token} if token else {})
 
 
 def list_checkpoints(run: RunFolder, *, verify: bool = False) -> list[CheckpointInfo]:
     """Return the published checkpoints of a run, oldest first; with ``verify`` every byte is checked. No torch."""
     storage = open_storage(run.checkpoints_dir)
-    return [_info(storage, name, verify=verify) for name in _checkpoint_names(storage)]
+    return [_info(storage, name, verify=verify) for name in names_in(storage)]
 
 
 def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the files that hold ``state``: the tensors of each top-level name, and all of it as JSON.
 
-    ``state.json`` shows the whole nesting. What JSON has not stands there as a table of one tagged entry:
-    ``{"$tensor": NAME}`` (in the safetensors file of its top-level name), ``{"$tuple": [...]}``, ``{"$dict": [[KEY,
-    VALUE], ...]}`` for keys that are numbers or begin with ``$``, ``{"$counter": [[KEY, COUNT], ...]}``.
-
     Raises: UsageError naming the first value or key that could not come back as it is.
     """
     from safetensors.torch import save
 
-    files, tree = {}, {}
-    for part, value in state.items():
-        if type(part) is not str or "/" in part:
-            raise UsageError(f"state key {part!r} must be a text without a slash", "rename it")
-        tensors: dict[str, Tensor] = {}
-        tree[part] = _pack(value, (part,), tensors)
-        if tensors:
-            files[f"{part}.safetensors"] = save(_each_its_own(tensors))
+    tree, tensors = pack_all(state)
+    files = {f"{part}{TENSORS}": save(_each_its_own(named)) for part, named in tensors.items()}
     return {**files, REST: json.dumps(tree).encode()}
 
 
 def decode(files: Mapping[str, memoryview]) -> dict[str, Any]:
     """Return the state that ``encode`` wrote: types, order of keys and bits."""
-    from safetensors.torch import load
+    return _decoded(files, {file: None if file == REST else file.removesuffix(TENSORS) for file in files})
 
-    state = {}
-    for part, packed in json.loads(bytes(files[REST])).items():
-        file = f"{part}.safetensors"
-        tensors = load(bytes(files[file])) if file in files else {}
-        state[part] = _unpack(packed, tensors)
-        if tensors:
-            raise ValueError(f"{file} holds tensors that {REST} does not name: {', '.join(tensors)}")
-    return state
+
+def _decoded(files: Mapping[str, memoryview], parts: Mapping[str, str | None]) -> dict[str, Any]:
+    rest = next(file for file, part in parts.items() if part is None)
+    tensors: dict[str, dict[str, Any]] = {}
+    for file, part in parts.items():
+        if part is not None:
+            tensors.setdefault(part, {}).update(read_tensors(files[file]))
+    return unpack_all(json.loads(bytes(files[rest])), tensors)
 
 
 def refuse_unsaved(state: Mapping[str, Any]) -> None:
     """Make sure that ``encode`` can hold ``state``, without copying anything. Raises: UsageError."""
-    for part, value in state.items():
-        _pack(value, (part,), {})
+    pack_all(state)
 
 
 def state_digest(state: Mapping[str, Any]) -> str:
@@ -259,112 +287,12 @@ def state_digest(state: Mapping[str, Any]) -> str:
     The order of keys, and whether a sequence is a list or a tuple, is not seen.
     """
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(state), key=lambda item: item[0]):
-        inside: dict[str, Tensor] = {}
-        packed = _pack(leaf, ("", *path), inside)  # so that names are whole paths
-        if not _is_tensor(leaf):
-            digest.update(f"{'/'.join(path)} {json.dumps(_canonical(packed), sort_keys=True)}\n".encode())
-        for name, tensor in inside.items():
+    for text, tensor in digest_plan(state):
+        digest.update(text.encode())
+        if tensor is not None:
             whole: Any = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
             digest.update(memoryview(whole.reshape(-1).view(_bytes_type()).numpy()))
     return digest.hexdigest()
-
-
-def flatten(state: Mapping[Any, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Return the leaves of nested mappings with their paths; a list or a tuple is one leaf. Raises: UsageError."""
-    leaves: list[tuple[tuple[str, ...], Any]] = []
-    for key, value in state.items():
-        here = (*path, _key_text(key, path))
-        if isinstance(value, Mapping) and value:
-            leaves += flatten(value, here)
-        else:
-            leaves.append((here, value))
-    return leaves
-
-
-def _pack(value: Any, path: tuple[str, ...], tensors: "dict[str, Tensor]") -> Any:
-    """Return ``value`` as tagged JSON, and put its tensors into ``tensors``. Raises: UsageError."""
-    if _is_tensor(value):
-        name = "/".join(path[1:]) or path[0]
-        _refuse_tensor(value, path)
-        tensors[name] = value
-        return {"$tensor": name}
-    if isinstance(value, Mapping):
-        return _pack_mapping(value, path, tensors)
-    if type(value) in (list, tuple):
-        items = [_pack(item, (*path, f"$[{index}]"), tensors) for index, item in enumerate(value)]
-        return items if type(value) is list else {"$tuple": items}
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise UsageError(
-        f"state {'/'.join(path)} is a {kind}, which a checkpoint does not hold",
-        "make it a tensor, a number, a text, or a dict, list or tuple of these",
-    )
-
-
-def _pack_mapping(value: Mapping[Any, Any], path: tuple[str, ...], tensors: "dict[str, Tensor]") -> Any:
-    pairs = [[key, _pack(item, (*path, _key_text(key, path)), tensors)] for key, item in value.items()]
-    if isinstance(value, Counter):
-        return {"$counter": pairs}
-    if all(type(key) is str and not key.startswith("$") for key in value):
-        return dict(pairs)
-    return {"$dict": pairs}
-
-
-def _unpack(packed: Any, tensors: "dict[str, Tensor]") -> Any:
-    """Return what ``_pack`` was given, and take its tensors out of ``tensors``."""
-    if isinstance(packed, list):
-        return [_unpack(item, tensors) for item in packed]
-    if not isinstance(packed, dict):
-        return packed
-    match next(iter(packed.items()), ("", None)):
-        case "$tensor", name:
-            return tensors.pop(name)
-        case "$tuple", items:
-            return tuple(_unpack(item, tensors) for item in items)
-        case "$dict" | "$counter" as tag, pairs:
-            both = {key: _unpack(item, tensors) for key, item in pairs}
-            return Counter(both) if tag == "$counter" else both
-        case _:
-            return {key: _unpack(item, tensors) for key, item in packed.items()}
-
-
-def _canonical(packed: Any) -> Any:
-    """Return packed JSON without what the digest does not see."""
-    if isinstance(packed, list):
-        return [_canonical(item) for item in packed]
-    if not isinstance(packed, dict):
-        return packed
-    match next(iter(packed.items()), ("", None)):
-        case "$tuple", items:
-            return _canonical(items)
-        case "$dict" | "$counter", pairs:
-            return {"$dict": sorted(_canonical(pairs), key=lambda pair: json.dumps(pair[0]))} if pairs else {}
-        case _:
-            return {key: _canonical(item) for key, item in packed.items()}
-
-
-def _key_text(key: object, path: tuple[str, ...]) -> str:
-    """Return a key as a part of a path, two different keys never alike. Raises: UsageError."""
-    if type(key) not in (str, int):
-        raise UsageError(
-            f"state key {key!r} below {'/'.join(path) or 'the top'} must be a text or a whole number",
-            "use another key",
-        )
-    if type(key) is str and not key.startswith("$") and "/" not in key and key != "__metadata__":
-        return key  # that name is taken in a safetensors file
-    return f"${json.dumps(key)}"
-
-
-def _refuse_tensor(tensor: "Tensor", path: tuple[str, ...]) -> None:
-    kind, layout = str(tensor.dtype), str(tensor.layout)
-    if layout != "torch.strided" or tensor.is_quantized or kind in ("torch.complex128", "torch.complex32"):
-        raise UsageError(
-            f"state {'/'.join(path)} is a tensor of {kind}, {layout}, which safetensors does not hold",
-            "save it as a dense tensor of another type",
-        )
 
 
 def _each_its_own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
@@ -379,91 +307,20 @@ def _each_its_own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return own
 
 
-def _is_tensor(leaf: object) -> bool:
-    return hasattr(leaf, "detach")
-
-
 def _bytes_type() -> Any:
     import torch
 
     return torch.uint8
 
 
-def _name(step: int) -> str:
-    return f"step-{step:09d}"
-
-
-def _checkpoint_names(storage: Storage) -> list[str]:
-    """Return the names of checkpoints, oldest first, whatever else lies there: lost+found, a folder of the user's."""
-    return sorted((name for name in storage.list() if _NAME.fullmatch(name)), key=_step)
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step-"))
-
-
-def _signed(body: dict[str, Any]) -> bytes:
-    text = json.dumps(body, indent=1, sort_keys=True)
-    return json.dumps(
-        {"body": body, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True
-    ).encode()
-
-
-def _read(storage: Storage, name: str, file: str) -> memoryview:
-    """Return one file. Raises: DamagedError if it is lost; CheckpointError if it may be there and cannot be read."""
-    try:
-        return storage.read(name, file)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise _AbsentError(f"{name}/{file} is missing") from error
-        if error.errno in _LOST:
-            raise DamagedError(f"{name}/{file} cannot be read ({error.strerror})") from error
-        raise CheckpointError(
-            f"cannot read {error.filename or f'{name}/{file}'}: {error.strerror or error}",
-            "mend its permissions or its disk, then resume: nothing was started over",
-        ) from error
-
-
-def _manifest(storage: Storage, name: str) -> dict[str, Any]:
-    text = bytes(_read(storage, name, MANIFEST))
-    try:
-        data = json.loads(text)
-        body: dict[str, Any] = data["body"]
-        signed = json.dumps(body, indent=1, sort_keys=True)
-        good = hashlib.sha256(signed.encode()).hexdigest() == data["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{name}/{MANIFEST} cannot be read ({error})") from error
-    if not good:
-        raise DamagedError(f"{name}/{MANIFEST} does not match its own digest")
-    if body["format"] != FORMAT:
-        raise CheckpointError(
-            f"{name} has format {body['format']}, this version reads {FORMAT}",
-            "use the version that wrote it: RUN/code",
-        )
-    return body
-
-
-def _verified(storage: Storage, name: str) -> tuple[dict[str, Any], dict[str, memoryview]]:
-    manifest = _manifest(storage, name)
-    return manifest, dict(_verified_files(storage, name, manifest))
-
-
-def _verified_files(
-    storage: Storage, name: str, manifest: dict[str, Any]
-) -> Iterator[tuple[str, memoryview]]:
-    for file, entry in manifest["files"].items():
-        data = _read(storage, name, file)
-        if len(data) != entry["bytes"] or xxhash.xxh3_128_hexdigest(data) != entry["xxh3_128"]:
-            raise DamagedError(f"{name}/{file} is damaged: size or digest differ from the manifest")
-        yield file, data
-
-
 def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:
     try:
-        manifest = _verified(storage, name)[0] if verify else _manifest(storage, name)
+        manifest = manifest_of(storage, name)
+        for _ in verified_files(storage, name, manifest) if verify else ():
+            pass
     except DamagedError as error:
         return CheckpointInfo(
-            step=_step(name),
+            step=step_of(name),
             epoch=0,
             images=0,
             num_bytes=0,
@@ -477,7 +334,7 @@ def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:
         step=manifest["step"],
         epoch=meta.get("epoch", 0),
         images=meta.get("images", 0),
-        num_bytes=sum(entry["bytes"] for entry in manifest["files"].values()),
+        num_bytes=sum(told["bytes"] for told in manifest["files"].values()),
         t=manifest["t"],
         digest=manifest["digest"],
         state="ok" if verify else "unverified",

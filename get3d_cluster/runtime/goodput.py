@@ -172,7 +172,10 @@ class _Attempt:
     def save_s(self) -> float:
         if self._is_old:
             return math.fsum(_number(row.get("seconds")) for row in self._saves)
-        told = [_number(row.get("save_s")) + _number(row.get("seconds")) for row in self._saves[-1:]]
+        told = [
+            _number(row.get("save_s")) + _number(row.get("stall_s", row.get("seconds")))
+            for row in self._saves[-1:]
+        ]
         return max([*told, _number(self._beat.save_s) if self._beat else 0.0])
 
     def steps(self, end_t: float, kept_to: float | None) -> tuple[float, float, float]:

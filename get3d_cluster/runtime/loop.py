@@ -1,22 +1,24 @@
 """The two loops: step, agree, save, suspend. Workers of a ``steps`` job stop at the same step; ``items`` each alone."""
 
 import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
-from get3d_cluster.core.policy import is_save_due
+from get3d_cluster.core.policy import best_period_s, is_save_due
 from get3d_cluster.errors import CheckpointError, FencedError, StorageError, UsageError
-from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
 from get3d_cluster.runtime.env import numeric_fingerprint
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
-from get3d_cluster.runtime.session import ItemWork, Session, Work
+from get3d_cluster.runtime.session import FrozenWork, ItemWork, Session, Work
 from get3d_cluster.runtime.watchdog import process_age_s
 
 PROGRESS_S = 1.0
@@ -24,6 +26,8 @@ ELEMENTS_A_SECOND = 8
 """Of a job array each element tells its progress, since none is sure to be there; together so often a second."""
 NEWS_S = 60.0
 """What another element told no longer ago, and what is further, is not overwritten."""
+CONTENTION = 0.05
+"""What a save in the background takes from training, as a share of the time that it is under way."""
 FAILED_SAVE_RATIO = 10
 """After a save that failed, so many times its duration go by before the next: a full disk costs a tenth at most."""
 SAFETY = 1.5
@@ -48,6 +52,16 @@ class Ended:
     step: int
     saved_step: int
     digest: str = ""
+
+
+class _Plan(StrEnum):
+    """What to do about saving before leaving on a notice."""
+
+    SAVE = "save"
+    """After the save in flight, if there is one."""
+    DROP_AND_SAVE = "drop-and-save"
+    NOTHING = "nothing"
+    """But to finish the save in flight: the newest checkpoint stands."""
 
 
 class Reason(Protocol):
@@ -127,6 +141,7 @@ def run_steps(
         return loop.suspend(stop_reason) if stopped else loop.finish()
     finally:
         session.pulse.beat("leaving", session.pulse.step)
+        loop.close()
 
 
 class _StepLoop:
@@ -148,9 +163,15 @@ class _StepLoop:
         self._is_fenced = is_fenced
         self._progress = Progress(session)
         self._active_s = 0.0
+        self._saver = Saver(checkpoints, session.group)
+        session.copying.ask(self._saver.wait_for)
+        self._later = work.frozen_parts() if isinstance(work, FrozenWork) else ()
+        self._is_prepared = False
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
-        self._saved_s = time.monotonic()
+        self._begun_step = self._local_step = 0
+        self._begun_s = time.monotonic()
+        self._stall_s = 0.0
         self._longest_save_s = 0.0
         self._next_save_s = 0.0
 
@@ -161,7 +182,7 @@ class _StepLoop:
             self._work.load(loaded.state)
             self._active_s = float(loaded.meta.get("active_s", 0.0))
         position = self._work.position()
-        self._start_step = self._saved_step = position.step
+        self._start_step = self._saved_step = self._begun_step = self._local_step = position.step
         self._session.metrics.rewind(position.step)
         if self._session.rank == 0:
             values = {"step": position.step, "epoch": position.epoch, "images": position.images}
@@ -175,7 +196,7 @@ class _StepLoop:
             )
             self._compare_environment(loaded, position.step)
         self._progress.show(position, self._active_s, always=True)
-        self._saved_s = time.monotonic()
+        self._begun_s = time.monotonic()
         self._pulse.beat("starting", position.step)  # until the first step, which may have to compile
 
     def _compare_environment(self, loaded: Loaded | None, step: int) -> None:
@@ -191,8 +212,12 @@ class _StepLoop:
         """Say whether any worker got a notice before the first step."""
         return self._session.group.any([self._session.notices.requested])[0]
 
+    def close(self) -> None:
+        self._session.copying.ask(lambda _: None)
+        self._saver.close()
+
     def step(self) -> bool:
-        """Do one step, and a periodic save if one is due; say whether all workers stop here."""
+        """Do one step, take saves further, begin one that is due; say whether all workers stop here."""
         with self._pulse.counting("step"):
             start = time.monotonic()
             self._work.step()
@@ -200,34 +225,79 @@ class _StepLoop:
             position = self._work.position()
             due = self._session.rank == 0 and self._is_save_due(position)
             fenced = self._session.rank == 0 and self._is_fenced()
-            stop, save, fenced = self._session.group.any([self._session.notices.requested, due, fenced])
+            flags = [self._session.notices.requested, due, fenced, *self._saver.flags()]
+            stop, save, fenced, *flags = self._session.group.any(flags)
         self._pulse.beat("step", position.step)
         if fenced:
             raise FencedError(
                 f"a newer attempt owns this run, not {self._session.attempt}",
                 "nothing to do: the newer attempt goes on from the last checkpoint",
             )
-        if save and not stop and not self._work.is_done():
-            self._try_periodic_save()
+        self._advance(flags)
+        if not stop and not self._work.is_done():
+            self._prepare()
+            if save and self._saver.flight is None:
+                self._try_periodic_save()
+            elif self._is_local_save_due(position):
+                self._begin_local_save(position)
         self._progress.show(position, self._active_s)
         return stop and not self._work.is_done()
 
+    def _prepare(self) -> None:
+        """Get ready for saves once the first step has filled the optimizers."""
+        config = self._config
+        if not self._is_prepared and (config.every_s or config.every_steps or config.local):
+            self._saver.prepare(self._work.state())
+        self._is_prepared = True
+
+    def _advance(self, flags: Sequence[bool]) -> None:
+        """Take the save in flight further, and note its verdict."""
+        with self._pulse.counting("save"):
+            flight, verdict = self._saver.flight, self._saver.advance(flags)
+        if flight is not None and verdict is not None:
+            self._landed(verdict, flight.why, flight.meta)
+
     def _is_save_due(self, position: Position) -> bool:
         now = time.monotonic()
-        is_due = is_save_due(position.step - self._saved_step, now - self._saved_s, self._config)
-        return is_due and now >= self._next_save_s
+        is_due = is_save_due(position.step - self._begun_step, now - self._begun_s, self._cadence())
+        return is_due and now >= self._next_save_s and self._saver.flight is None
+
+    def _cadence(self) -> CheckpointConfig:
+        """Return when saves are due, with the period that was found best by now."""
+        if not self._config.auto or self._saved is None:
+            return self._config
+        cost_s = self._stall_s + CONTENTION * self._saved.seconds
+        period_s = best_period_s(cost_s, self._session.attempt - 1, self._active_s)
+        return dataclasses.replace(self._config, every_s=period_s)
+
+    def _is_local_save_due(self, position: Position) -> bool:
+        """Say, alike on all ranks, whether the near tier gets a checkpoint now."""
+        every = self._config.local_every_steps
+        is_due = bool(every) and position.step - self._local_step >= every
+        return is_due and "local" in self._checkpoints.tiers and self._saver.flight is None
+
+    def _begin_local_save(self, position: Position) -> None:
+        begun_s = time.monotonic()
+        with self._pulse.counting("save"):
+            self._begin(position, self._work.state(), "local", ("local",))
+        self._stall_s = time.monotonic() - begun_s
+        self._local_step = position.step
 
     def suspend(self, stop_reason: Callable[[], Reason]) -> Ended:
         told, signals = self._told()
-        worth_it = False
+        plan = _Plan.NOTHING
         if self._session.rank == 0:
             reason = stop_reason()
             write_notice(self._session, reason, self._work.position(), told, signals)
-            worth_it = self._has_time(reason.grace_s)
-        worth_it = self._session.group.broadcast(worth_it)
-        if worth_it:
+            plan = self._plan(reason.grace_s)
+        plan = _Plan(self._session.group.broadcast(plan))
+        if plan is _Plan.DROP_AND_SAVE:
+            self._saver.drop()
+        elif self._saver.flight is not None:
+            self._finish_flight()
+        if plan is not _Plan.NOTHING:
             self._save("notice")
-        end = End.SUSPENDED if worth_it else End.SUSPENDED_PERIODIC
+        end = End.SUSPENDED_PERIODIC if plan is _Plan.NOTHING else End.SUSPENDED
         return self._ended(end)
 
     def _told(self) -> tuple[list[int], list[str]]:
@@ -240,6 +310,8 @@ class _StepLoop:
         return [rank for rank in ranks if flags[rank]], signals
 
     def finish(self) -> Ended:
+        if self._saver.flight is not None:
+            self._finish_flight()
         self._save("end")
         return self._ended(End.FINISHED)
 
@@ -261,84 +333,156 @@ class _StepLoop:
             loaded = self._checkpoints.load()
             if loaded is None:
                 _refuse_to_start_over(self._session.run)
-            self._session.group.broadcast(loaded.step if loaded else None)
+            self._session.group.broadcast([loaded.step, loaded.tier] if loaded else None)
             return loaded
-        step = self._session.group.broadcast(None)
+        chosen = self._session.group.broadcast(None)
         try:
-            return None if step is None else self._checkpoints.read_step(step)
+            return None if chosen is None else self._checkpoints.read_step(*chosen)
         except DamagedError as error:
             raise CheckpointError(
                 f"rank {self._session.rank} reads another checkpoint than rank 0: {error}"
             ) from error
 
-    def _has_time(self, grace: float | None) -> bool:
-        if self._work.position().step == self._saved_step:
-            return True
-        noticed_s = self._session.notices.first_s
-        if grace is None or noticed_s is None:
-            return True
-        left_s = grace - (time.monotonic() - noticed_s)
-        enough = left_s > SAFETY * self._longest_save_s
-        if not enough:
-            lost = self._work.position().step - self._saved_step
-            self._session.events.write(
-                "too-late", left_s=round(left_s, 2), save_s=self._longest_save_s, steps_lost=lost
-            )
-        return enough
+    def _plan(self, grace_s: float | None) -> "_Plan":
+        """Decide on rank 0 what there is time for before the kill."""
+        step, flight, noticed_s = (
+            self._work.position().step,
+            self._saver.flight,
+            self._session.notices.first_s,
+        )
+        is_known = grace_s is not None and noticed_s is not None
+        left_s = grace_s - (time.monotonic() - noticed_s) if is_known else math.inf  # type: ignore[operator]
+        one_s = SAFETY * self._longest_save_s
+        is_it_in_flight = flight is not None and flight.step == step and RUN in flight.tiers
+        is_older_in_flight = flight is not None and not is_it_in_flight
+        if step == self._saved_step or left_s > one_s * (2 if is_older_in_flight else 1):
+            return _Plan.SAVE
+        if is_older_in_flight and left_s > one_s:
+            return _Plan.DROP_AND_SAVE
+        if is_it_in_flight:
+            return _Plan.SAVE  # it is on its way, and nothing is faster
+        lost = step - self._saved_step
+        self._session.events.write(
+            "too-late", left_s=round(left_s, 2), save_s=self._longest_save_s, steps_lost=lost
+        )
+        return _Plan.NOTHING
+
+    def _finish_flight(self) -> None:
+        """Wait for the save in flight. One that fails costs no more than that checkpoint."""
+        flight = self._saver.flight
+        assert flight is not None
+        self._pulse.beat("saving", flight.step)
+        with self._pulse.counting("save"):
+            verdict = self._saver.finish()
+        self._landed(verdict, flight.why, flight.meta)
 
     def _try_periodic_save(self) -> None:
         """A storage that is full now may be free later: the older checkpoint stands and training goes on."""
-        begun_s = time.monotonic()
-        try:
-            self._save("periodic")
-        except StorageError as error:
-            now = time.monotonic()
-            self._saved_s, self._next_save_s = now, now + FAILED_SAVE_RATIO * (now - begun_s)
-            if self._session.rank == 0:
-                self._session.events.write("save-failed", error=error.what, way_out=error.way_out)
-
-    def _save(self, why: str) -> None:
-        """Publish the state once for all workers; the others wait for the verdict."""
         position = self._work.position()
-        verdict: dict[str, Any] = {}
         self._pulse.beat("saving", position.step)
+        begun_s = time.monotonic()
+        with self._pulse.counting("save"):
+            state = self._work.state()
+            is_begun = self._begin(position, state, "periodic", self._far())
+        self._stall_s = time.monotonic() - begun_s
+        self._begun_step, self._begun_s, self._local_step = position.step, begun_s, position.step
+        if not is_begun:
+            self._landed(self._write_here(position, state), "periodic", self._meta_of(position))
+        self._pulse.beat("step", position.step)
+
+    def _far(self) -> tuple[str, ...]:
+        return tuple(tier for tier in (RUN, "url") if tier in self._checkpoints.tiers)
+
+    def _begin(self, position: Position, state: Mapping[str, Any], why: str, tiers: tuple[str, ...]) -> bool:
+        """Send a save on its way, if another process can do it."""
+        self._session.metrics.flush()
+        meta = self._meta_of(position)
+        return self._saver.begin(position.step, state, meta, why=why, later=self._later, tiers=tiers)
+
+    def _write_here(self, position: Position, state: Mapping[str, Any]) -> Verdict:
+        """Write the state once for all workers, in the process of rank 0; the others wait for the verdict."""
+        verdict: Verdict = {}
+        begun_s = time.monotonic()
         with self._pulse.counting("save"):
             if self._session.rank == 0:
-                verdict = self._publish(position, why)
+                verdict = self._publish(position, state)
             verdict = self._session.group.broadcast(verdict)
-        self._pulse.beat("step", position.step)
-        if "error" in verdict:
-            raise {"fenced": FencedError, "storage": StorageError}[verdict["kind"]](
-                verdict["error"], verdict["way_out"]
-            )
-        self._saved = Saved(**verdict)
-        self._saved_step, self._saved_s = position.step, time.monotonic()
-        self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
+        self._stall_s = time.monotonic() - begun_s
+        return verdict
 
-    def _publish(self, position: Position, why: str) -> dict[str, Any]:
-        meta = {
+    def _landed(self, verdict: Verdict, why: str, meta: Mapping[str, Any]) -> None:
+        """Note how a save ended. A periodic one that the storage refused is tried again later.
+
+        Raises: FencedError; StorageError from the last save.
+        """
+        if "error" not in verdict:
+            self._note(verdict, why, meta)
+        elif verdict["kind"] == "fenced":
+            raise FencedError(verdict["error"], verdict["way_out"])
+        elif verdict["kind"] == "writer" and why != "local":
+            self._tell("writer-failed", error=verdict["error"])
+            position = self._work.position()
+            self._landed(self._write_here(position, self._work.state()), why, self._meta_of(position))
+        elif why in ("periodic", "local"):
+            now = time.monotonic()
+            if why == "periodic":
+                self._next_save_s = now + FAILED_SAVE_RATIO * (now - self._begun_s)
+                self._begun_step, self._begun_s = self._saved_step, now
+            self._tell("save-failed", error=verdict["error"], way_out=verdict["way_out"], why=why)
+        else:
+            raise StorageError(verdict["error"], verdict["way_out"])
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._session.rank == 0:
+            self._session.events.write(event, **fields)
+
+    def _note(self, verdict: Verdict, why: str, meta: Mapping[str, Any]) -> None:
+        """Write the event of a save that stands, and remember it."""
+        values = {key: verdict[key] for key in ("step", "digest", "num_bytes", "seconds")}
+        for problem in verdict.get("problems", ()):
+            self._tell("copy-failed", step=verdict["step"], error=problem)
+        if why == "local":
+            self._tell("save-local", **values)
+            return
+        self._saved = Saved(**values)
+        self._saved_step = self._saved.step
+        self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
+        if self._session.rank == 0:
+            before = self._pulse.seconds | {"save": max(0.0, self._pulse.seconds["save"] - self._stall_s)}
+            spent = {f"{part}_s": round(seconds, 3) for part, seconds in before.items()}
+            place = {"epoch": meta["epoch"], "images": meta["images"], "stall_s": round(self._stall_s, 4)}
+            self._session.events.write("save", why=why, **place, **values, **spent)
+
+    def _save(self, why: str) -> None:
+        """Publish the state as fast as possible, while all workers wait. Raises: FencedError, StorageError."""
+        position = self._work.position()
+        if self._saved is not None and self._saved.step == position.step:
+            return
+        self._pulse.beat("saving", position.step)
+        begun_s = time.monotonic()
+        with self._pulse.counting("save"):
+            state = self._work.state()
+            tiers = self._far() if why == "end" else (RUN,)
+            verdict = self._saver.finish() if self._begin(position, state, why, tiers) else None
+        self._stall_s = time.monotonic() - begun_s
+        self._landed(verdict or self._write_here(position, state), why, self._meta_of(position))
+        self._pulse.beat("step", position.step)
+
+    def _publish(self, position: Position, state: Mapping[str, Any]) -> Verdict:
+        try:
+            saved = self._checkpoints.save(position.step, state, self._meta_of(position))
+        except (FencedError, StorageError) as error:
+            kind = "fenced" if isinstance(error, FencedError) else "storage"
+            return {"error": error.what, "way_out": error.way_out, "kind": kind}
+        return dataclasses.asdict(saved)
+
+    def _meta_of(self, position: Position) -> dict[str, Any]:
+        return {
             "epoch": position.epoch,
             "images": position.images,
             "active_s": self._active_s,
             **self._meta(),
         }
-        self._session.metrics.flush()
-        try:
-            saved = self._checkpoints.save(position.step, self._work.state(), meta)
-        except (FencedError, StorageError) as error:
-            kind = "fenced" if isinstance(error, FencedError) else "storage"
-            return {"error": error.what, "way_out": error.way_out, "kind": kind}
-        values: dict[str, Any] = {
-            "step": saved.step,
-            "digest": saved.digest,
-            "num_bytes": saved.num_bytes,
-            "seconds": saved.seconds,
-        }
-        spent = {f"{part}_s": round(seconds, 3) for part, seconds in self._pulse.seconds.items()}
-        self._session.events.write(
-            "save", why=why, epoch=position.epoch, images=position.images, **values, **spent
-        )
-        return values
 
     def _meta(self) -> dict[str, Any]:
         return {

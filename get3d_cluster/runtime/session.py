@@ -1,8 +1,8 @@
 """What a job gets from the layer around it, and what it gives back: the seam between a job and a cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from get3d_cluster.core.job import Position, Resources
 from get3d_cluster.dist.group import Group
@@ -10,6 +10,22 @@ from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.runtime.watchdog import Pulse
+
+
+class Copying:
+    """What of the state is just being copied into a checkpoint."""
+
+    def __init__(self) -> None:
+        self._wait: Callable[[Iterable[str]], None] | None = None
+
+    def ask(self, wait: Callable[[Iterable[str]], None]) -> None:
+        """Let ``wait_for`` be answered by ``wait``."""
+        self._wait = wait
+
+    def wait_for(self, *parts: str) -> None:
+        """Return once these top-level names of the state may change: at once, if no save is being copied."""
+        if self._wait:
+            self._wait(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +44,8 @@ class Session:
     """Number within a job array, whose elements start and end each alone; None: the run is one job."""
     pulse: Pulse = field(default_factory=Pulse)
     """Told of each step by the loops. Work may add to it where it waits: ``with session.pulse.counting("data")``."""
+    copying: Copying = field(default_factory=Copying)
+    """Asked by work that has ``frozen_parts``, before it changes one."""
 
     @property
     def rank(self) -> int:
@@ -68,6 +86,19 @@ class Work(Protocol):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state`` returned in another process."""
+        ...
+
+
+@runtime_checkable
+class FrozenWork(Protocol):
+    """Work that says before it changes a part of its state: a save copies that part while the next step runs."""
+
+    def frozen_parts(self) -> Sequence[str]:
+        """Return top-level names of the state, in the order in which a step changes them.
+
+        For each one ``session.copying.wait_for(name)`` is called in every step before it changes. The other parts
+        are copied before the next step begins.
+        """
         ...
 
 

@@ -2,24 +2,30 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
 
 from get3d_cluster.errors import StorageError
 from get3d_cluster.storage.base import Data
 
-_ASIDE = ".writing-"
+ASIDE = ".writing-"
+"""What begins the names of files and folders that are not whole yet."""
 _GOING = ".deleting-"
 _DAMAGED = ".damaged-"
 _WRITE_S = 60.0
 """An older file beside its target was left by a writer that was killed; writing one takes much less."""
 _STALE_WAITS_S = (0.1, 0.4, 1.6)
 """A network file system whose server came back says ESTALE once or twice, and works when the path is looked up anew."""
+
+RANGE_BYTES = 1 << 24
+READERS = 4
 
 _T = TypeVar("_T")
 
@@ -29,11 +35,11 @@ def write_atomic(path: Path, data: Data) -> None:
 
     Raises: StorageError naming the path and the reason.
     """
-    aside = path.with_name(f"{_ASIDE}{path.name}-{secrets.token_hex(4)}")
-    with _explained(path):
+    aside = path.with_name(f"{ASIDE}{path.name}-{secrets.token_hex(4)}")
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_durably(aside, [data])
+            write_durably(aside, [data])
             aside.replace(path)
         except OSError:
             aside.unlink(missing_ok=True)
@@ -46,7 +52,7 @@ def create(path: Path, data: Data) -> bool:
 
     A reader may see it empty or cut short for a moment. Raises: StorageError naming the path and the reason.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("xb")
@@ -66,7 +72,7 @@ def clean_folder(folder: Path) -> None:
     """Remove what ``write_atomic`` left in ``folder`` when it was killed. Others may be writing there now."""
     left: list[Path] = []
     with contextlib.suppress(OSError):
-        left += folder.glob(f"{_ASIDE}*")
+        left += folder.glob(f"{ASIDE}*")
     for path in left:
         with contextlib.suppress(OSError):
             if _now_there_s(folder) - path.stat().st_mtime > _WRITE_S:
@@ -94,7 +100,7 @@ def sync_folder(folder: Path) -> None:
 
 def _now_there_s(folder: Path) -> float:
     """Return the time by the clock that dates the files of ``folder``: on a network it is not this machine's."""
-    probe = folder / f"{_ASIDE}clock-{secrets.token_hex(4)}"
+    probe = folder / f"{ASIDE}clock-{secrets.token_hex(4)}"
     try:
         probe.touch(exist_ok=False)
         return probe.stat().st_mtime
@@ -110,12 +116,12 @@ class LocalStorage:
 
     def write(self, name: str, files: Mapping[str, Data | Sequence[Data]]) -> None:
         target = self.root / name
-        aside = self.root / f"{_ASIDE}{name}-{secrets.token_hex(4)}"
-        with _explained(target):
+        aside = self.root / f"{ASIDE}{name}-{secrets.token_hex(4)}"
+        with explained(target):
             try:
                 aside.mkdir(parents=True)
                 for file, data in files.items():
-                    _write_durably(aside / file, [data] if isinstance(data, Data) else data)
+                    write_durably(aside / file, [data] if isinstance(data, Data) else data)
                 sync_folder(aside)
                 aside.rename(target)
                 sync_folder(self.root)
@@ -124,7 +130,7 @@ class LocalStorage:
                 raise
 
     def read(self, name: str, file: str) -> memoryview:
-        return memoryview(_unless_stale((self.root / name / file).read_bytes))
+        return _unless_stale(lambda: _whole(self.root / name / file))
 
     def list(self) -> list[str]:
         return _unless_stale(lambda: _groups(self.root))
@@ -140,13 +146,13 @@ class LocalStorage:
 
     def set_aside(self, name: str) -> str:
         aside = self.root / f"{_DAMAGED}{name}-{secrets.token_hex(4)}"
-        with _explained(aside):
+        with explained(aside):
             (self.root / name).rename(aside)
         return str(aside)
 
     def clean(self) -> None:
         with contextlib.suppress(OSError):  # what cannot be seen now is cleaned another time
-            for begin in (_ASIDE, _GOING) if self.root.is_dir() else ():
+            for begin in (ASIDE, _GOING) if self.root.is_dir() else ():
                 for path in self.root.glob(f"{begin}*"):
                     shutil.rmtree(path, ignore_errors=True)
 
@@ -157,7 +163,33 @@ def _groups(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _write_durably(path: Path, parts: Sequence[Data]) -> None:
+def _whole(path: Path) -> memoryview:
+    """Return a file; a large one is read by ranges, several at the same time, into memory that may be written to.
+
+    Not mapped: an error of the disk would end the process instead of being told.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= RANGE_BYTES:
+            return memoryview(file.readall())
+        whole = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        with ThreadPoolExecutor(READERS) as readers:
+            starts = range(0, size, RANGE_BYTES)
+            counts = readers.map(lambda start: _read_range(file.fileno(), whole, start), starts)
+            return whole[: sum(counts)]
+
+
+def _read_range(handle: int, whole: memoryview, start: int) -> int:
+    """Fill the range of ``whole`` that begins at ``start``; return how many bytes were there to be read."""
+    piece = whole[start : start + RANGE_BYTES]
+    done = 0
+    while done < len(piece) and (count := os.preadv(handle, [piece[done:]], start + done)):
+        done += count
+    return done
+
+
+def write_durably(path: Path, parts: Sequence[Data]) -> None:
+    """Write a file, and return when its bytes are on the disk. Raises: OSError."""
     with path.open("wb") as file:
         _write_to(file, parts)
 
@@ -182,7 +214,8 @@ def _unless_stale(act: Callable[[], _T]) -> _T:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Tell of an error in words that name ``path``."""
     try:
         yield
     except OSError as error:

@@ -51,6 +51,9 @@ from get3d_cluster.train.phases import (
 from get3d_cluster.train.previews import Watch
 
 Numbers = dict[str, float]
+GENERATOR_PARTS = ("generator", "adam_generator")
+DISCRIMINATOR_PARTS = ("discriminator", "adam_discriminator")
+AVERAGE_PART = "generator_ema"
 ORDER_VERSION = 1
 """Of the order that ``data.order`` gives; a run cannot go on under another one."""
 
@@ -144,6 +147,10 @@ class Get3dTrainer:
             "counters": asdict(self.counters),
             "data": self._data_identity(),
         }
+
+    def frozen_parts(self) -> Sequence[str]:
+        """Return what a step changes late: the generator after its phase, the average at the end."""
+        return (*GENERATOR_PARTS, *DISCRIMINATOR_PARTS, AVERAGE_PART)
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._check_data(state["data"])
@@ -239,11 +246,15 @@ class Get3dTrainer:
         if not _is_finite(model, numbers):
             troubles.append(f"{phase}: {_what_is_not_finite(model, numbers)}")
             return False
+        self._session.copying.wait_for(
+            *(GENERATOR_PARTS if optimizer is self._adam_g else DISCRIMINATOR_PARTS)
+        )
         optimizer.step()
         return True
 
     def _move_w_avg(self, mean: Tensor | None) -> None:
         if mean is not None:
+            self._session.copying.wait_for(*GENERATOR_PARTS)
             self.generator.update_w_avg(mean)
 
     def _zero_step(self) -> None:
@@ -252,12 +263,14 @@ class Get3dTrainer:
         if not (optim.generator_zero_step and optim.generator_interval):
             return
         if self.counters.step % optim.generator_interval == 0:
+            self._session.copying.wait_for(*GENERATOR_PARTS)
             for parameter in self.generator.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             self._adam_g.step()
 
     def _average(self) -> None:
         beta = ema.decay(self.config.average, self.counters.images, self.config.batch.size)
+        self._session.copying.wait_for(AVERAGE_PART)
         ema.update(self.average, self.generator, beta)
 
     def _count(self, troubles: list[str]) -> None:

@@ -1,7 +1,15 @@
 import pytest
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Outcome, RetryConfig
-from get3d_cluster.core.policy import Action, after_attempt, is_save_due, to_delete
+from get3d_cluster.core.policy import (
+    LONGEST_S,
+    SHORTEST_S,
+    Action,
+    after_attempt,
+    best_period_s,
+    is_save_due,
+    to_delete,
+)
 
 RETRY = RetryConfig(max_crashes=3, max_without_progress=5, backoff_s=5)
 
@@ -67,3 +75,11 @@ def test_the_newest_and_the_milestones_stay():
     config = CheckpointConfig(keep_last=2, keep_every_steps=100)
     assert to_delete([50, 100, 150, 200, 250], config) == [50, 150]
     assert to_delete([50], config) == []
+
+
+def test_the_best_period_grows_with_cost_and_with_the_time_between_interruptions():
+    assert best_period_s(2.0, 3, 10_800.0) == 120.0
+    assert best_period_s(8.0, 3, 10_800.0) == 240.0
+    assert best_period_s(2.0, 12, 10_800.0) == 60.0
+    assert best_period_s(0.0, 100, 10.0) == SHORTEST_S
+    assert best_period_s(1e4, 0, 0.0) == LONGEST_S

@@ -164,8 +164,9 @@ def test_the_pulse_tells_the_phase_at_each_border_and_where_the_time_went(sessio
     run_steps(
         Seen(session), session, checkpoints_of(session), CheckpointConfig(every_steps=2), lambda: IN_TIME
     )
-    assert seen[:4] == [
+    assert seen[:5] == [
         ("step", "starting", 0),
+        ("state", "step", 1),  # looked at once, to get ready for saves
         ("step", "step", 1),
         ("state", "saving", 2),
         ("step", "step", 2),
