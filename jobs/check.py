@@ -23,7 +23,7 @@ KIND = "items"
 class Config:
     """Find missing, damaged and duplicate images; ends with exit code 6 if there are any."""
 
-    data: str
+    data: str = field(metadata={"location": True})
     """Folder or URL of a packed dataset."""
     images: Path | None = None
     """Rendered folder it was packed from: also find what is not in the dataset; null: look at the dataset alone."""

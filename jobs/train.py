@@ -40,12 +40,11 @@ def make(config: Config, session: Session) -> Work:
     import torch
 
     from get3d_cluster.data.dataset import ImageDataset
-    from get3d_cluster.data.format import PackedImages
     from get3d_cluster.train.trainer import Get3dTrainer
     from jobs._watches import watches
 
     torch.set_num_threads(session.resources.cpus_per_worker)
-    folder, size = config.data.path, config.generator.render.image_size_px
-    dataset = ImageDataset(folder, size, config.data.mask, device=session.device)
-    shown = watches(config, session, dataset, PackedImages(folder).samples) if session.rank == 0 else []
+    data, size = config.data, config.generator.render.image_size_px
+    dataset = ImageDataset(data.path, size, data.mask, data.read, session.device)
+    shown = watches(config, session, dataset, dataset.samples) if session.rank == 0 else []
     return Get3dTrainer(config, session, dataset, shown)

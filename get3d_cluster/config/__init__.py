@@ -7,7 +7,13 @@ key, the value and the way out: unknown keys, values of another type, interpolat
 from get3d_cluster.config.changes import Difference, differences
 from get3d_cluster.config.jobs_by_name import JobModule, find_job, job_configs_dir, job_names
 from get3d_cluster.config.listing import Key, keys
-from get3d_cluster.config.loading import MissingKeysError, load, read_run_config, read_section
+from get3d_cluster.config.loading import (
+    MissingKeysError,
+    load,
+    read_run_config,
+    read_section,
+    read_section_or_default,
+)
 from get3d_cluster.config.values import anchored, flat, plain, save_text, show, updated_text
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "plain",
     "read_run_config",
     "read_section",
+    "read_section_or_default",
     "save_text",
     "show",
     "updated_text",

@@ -60,6 +60,14 @@ def read_section(section_class: type[ConfigT], path: Path, name: str) -> ConfigT
         raise UsageError(error.what, f"mend the section {name} of {path}") from error
 
 
+def read_section_or_default(section_class: type[ConfigT], path: Path, name: str) -> ConfigT:
+    """Return ``read_section``, or the defaults where the section cannot be read: for those who only look."""
+    try:
+        return read_section(section_class, path, name)
+    except UsageError:
+        return section_class()
+
+
 # --- reading
 
 

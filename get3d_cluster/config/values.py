@@ -11,12 +11,17 @@ ConfigT = TypeVar("ConfigT")
 
 
 def anchored(config: ConfigT, folder: Path) -> ConfigT:
-    """Return ``config`` with every relative path taken from ``folder``: workers compute in another one."""
+    """Return ``config`` with every relative path taken from ``folder``: workers compute in another one.
+
+    A text field with the metadata ``location`` is a path, too, unless it is a URL, which Path would not leave as it is.
+    """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, config)):
         value = getattr(config, field.name)
         if isinstance(value, Path):
             values[field.name] = folder / value
+        elif field.metadata.get("location") and "://" not in value:
+            values[field.name] = str(folder / value)
         elif dataclasses.is_dataclass(value):
             values[field.name] = anchored(value, folder)
     return cast(ConfigT, dataclasses.replace(cast(Any, config), **values))

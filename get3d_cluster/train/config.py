@@ -7,9 +7,9 @@ Karras et al. 2020 (StyleGAN2).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from get3d_cluster.data.config import ReadConfig
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d.config import DiscriminatorConfig, GeneratorConfig, ModelConfig
@@ -22,8 +22,10 @@ NUM_SEEDS = 2**64
 class DataConfig:
     """The images to learn from, and the cameras that generated images are taken with."""
 
-    path: Path
-    """Folder of a packed dataset, as the job `pack` writes it."""
+    path: str = field(metadata={"location": True})
+    """Folder of a packed dataset, as the job `pack` writes it, or a URL such as s3://bucket/cars."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """How images are read ahead, kept and copied; changes no bit."""
     mask: Literal["coverage", "binary"] = "binary"
     """Real masks: the share of a pixel that is covered, or upstream's covered-at-all. At 64 px use coverage."""
     elevation_range_deg: tuple[float, float] = (0.0, 30.0)

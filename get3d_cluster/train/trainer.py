@@ -8,6 +8,7 @@ something is shown.
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -125,6 +126,7 @@ class Get3dTrainer:
         if self.counters.step == 0:
             self._watch()
         begun_s = time.monotonic()
+        self._expect()
         troubles: list[str] = []
         fakes, numbers = self._generator_phase(troubles)
         numbers |= self._discriminator_phase(fakes, troubles)
@@ -228,6 +230,19 @@ class Get3dTrainer:
         start = self.counters.position + index * size
         with self._session.pulse.counting("data"):
             return self._dataset.batch(sample_at(self.config.seed, len(self._dataset), start, size))
+
+    def _expect(self) -> None:
+        """Name the images of this step and of the next, so that they are read while the networks compute."""
+        batch, shards = self.config.batch, self._reduce_d.shards
+        first, count = (
+            self.counters.position + shards.start * batch.shard_size,
+            len(shards) * batch.shard_size,
+        )
+        for_steps = (
+            sample_at(self.config.seed, len(self._dataset), first + ahead * batch.size, count)
+            for ahead in range(2)
+        )
+        self._dataset.expect(itertools.chain.from_iterable(for_steps))
 
     def _shard(self, index: int) -> Shard:
         return Shard(

@@ -6,7 +6,7 @@ import io
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -110,7 +110,7 @@ def _digest(size: int) -> Callable[[Any], str]:
 def tiny_test() -> TrainerConfig:
     """Return jobs/configs/tiny_test.yaml."""
     return TrainerConfig(
-        data=DataConfig(path=Path("data/tiny"), mask="coverage"),
+        data=DataConfig(path="data/tiny", mask="coverage"),
         num_images=96,
         batch=BatchConfig(num_shards=4, shard_size=2),
         generator=GeneratorConfig(
@@ -138,7 +138,7 @@ def tiny_test() -> TrainerConfig:
 def car() -> TrainerConfig:
     """Return jobs/configs/car.yaml."""
     return TrainerConfig(
-        data=DataConfig(path=Path("data/car1024"), mask="binary"),
+        data=DataConfig(path="data/car1024", mask="binary"),
         num_images=20_000_000,
         batch=BatchConfig(num_shards=8, shard_size=4),
         generator=GeneratorConfig(grid=GridConfig(tet_res=90), render=RenderConfig(image_size_px=1024)),
@@ -184,6 +184,9 @@ class RandomImages:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """All images are in memory already."""
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         numbers = [int(number) for number in indices]
