@@ -59,6 +59,9 @@ class OnDevice(torch.Tensor):
             tuple(torch.tensor(k) if isinstance(k, (list, tuple)) else k for k in keys)
         )
 
+    def data_ptr(self) -> int:
+        return self.data_.data_ptr()
+
     def tolist(self) -> Any:
         return self.data_.tolist()
 
@@ -136,6 +139,18 @@ def _refuse(name: str, func: Any, tensors: list[torch.Tensor], here: list[OnDevi
         raise RuntimeError(f"{func} does not have a deterministic implementation on CUDA")
 
 
+class _InOrder:
+    """Stands for streams and events where one thing is computed after the other anyway."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take what a stream or an event takes."""
+
+    def record(self, *_: Any) -> None:
+        """All before is done."""
+
+    wait_event = wait_stream = synchronize = record
+
+
 @contextlib.contextmanager
 def pretend_cuda() -> Iterator[str]:
     """Make torch believe that there is a device; yields its name."""
@@ -153,6 +168,10 @@ def pretend_cuda() -> Iterator[str]:
         "is_available": lambda: True,
         "get_device_name": lambda *_: "pretended",
         "get_device_properties": lambda *_: properties,
+        "Stream": _InOrder,
+        "Event": _InOrder,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": _InOrder,
     }
     with contextlib.ExitStack() as stack:
         for name, answer in quiet.items():
