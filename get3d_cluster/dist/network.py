@@ -44,7 +44,8 @@ class Network:
         """Time of a bucket on each way, the slowest worker's, where both were measured."""
         self._opener = opener
         self._device = torch.device(device)
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        has_stream = self._device.type == "cuda" and group.world_size > 1
+        self._stream = torch.cuda.Stream(self._device) if has_stream else None
         self._library: LibrarySum | None = None
         self._numbers: dict[tuple[int, int], int] = {}
         self._wires: dict[Via, Wire] = {}
@@ -94,7 +95,7 @@ class Network:
 
     def mirror(self, size: int, dtype: torch.dtype) -> Tensor | None:  # [size]
         """Return pinned memory of the host for a vector, if buckets go through it."""
-        if self._stream is None or self.via == "device" or self.group.world_size == 1:
+        if self._stream is None or self.via == "device":
             return None
         return self._pinned(size, dtype)
 

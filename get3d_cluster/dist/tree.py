@@ -223,7 +223,7 @@ class GradientReducer:
         place = self._current[self.layout.starts[index] : self.layout.stops[index]]
         if parameter.grad is None:
             place.zero_()
-        elif parameter.grad.data_ptr() != place.data_ptr() or not place.numel():
+        else:
             place.view(parameter.shape).copy_(parameter.grad)
         parameter.grad = None
         self._state.take(index)

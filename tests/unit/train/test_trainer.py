@@ -282,7 +282,7 @@ def test_the_paper_s_sizes_have_the_published_numbers_of_parameters() -> None:
 
 def test_only_what_changes_no_bit_may_change_between_attempts() -> None:
     changeable = {key.path for key in configuration.keys(Config) if key.changeable}
-    sections = ("watch.", "guard.", "resources.", "checkpoint.", "retry.")
+    sections = ("watch.", "guard.", "resources.", "checkpoint.", "retry.", "data.read.")
     reduction = {f"reduction.{key}" for key in ("bucket_mb", "via", "replica_check_every")}
     assert {path for path in changeable if not path.startswith(sections)} == {"num_images", *reduction}
 
