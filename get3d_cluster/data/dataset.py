@@ -68,6 +68,11 @@ class ImageDataset:
         return self._images.fingerprint
 
     @property
+    def cameras(self) -> Tensor:  # [N, 2] float32 on the CPU: azimuth, polar, radians
+        """Where each image was taken from."""
+        return self._cameras
+
+    @property
     def samples(self) -> Sequence[Sample]:
         """Key and camera of every image."""
         return self._images.samples

@@ -70,6 +70,8 @@ class LossConfig:
     """Weight of R1 on the colours; in proportion to pixels / batch. 400 for chairs and tables, 80 for motorbikes."""
     gamma_mask: float = 40.0
     """Weight of R1 on the mask."""
+    gamma_scale: Literal["none", "pixels_per_batch"] = "none"
+    """Take both gammas as given, or as for 1024 px and 32 images a step: times pixels / 1024^2 * 32 / batch."""
     r1_interval: int = 16
     """Steps between R1 phases, whose weight is multiplied by it."""
     sdf_entropy: float = 0.01
@@ -210,6 +212,13 @@ class TrainerConfig:
                 f"batch.shard_size={size} cannot be cut into groups of discriminator.minibatch_group={group}",
                 f"set batch.shard_size to a multiple of {group}",
             )
+
+    @property
+    def gamma_factor(self) -> float:
+        """What both weights of R1 are multiplied with. Source: the heuristic of Karras et al. 2020 (StyleGAN2-ADA)."""
+        if self.loss.gamma_scale == "none":
+            return 1.0
+        return (self.discriminator.image_size_px / 1024) ** 2 * 32 / self.batch.size
 
     @property
     def num_steps(self) -> int:

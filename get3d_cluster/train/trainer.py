@@ -11,7 +11,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.train import ema, numerics
-from get3d_cluster.train.config import OptimConfig, TrainerConfig
+from get3d_cluster.train.config import LossConfig, OptimConfig, TrainerConfig
+from get3d_cluster.train.fit import check_fit
 from get3d_cluster.train.phases import (
     DISCRIMINATOR_NUMBERS,
     DISCRIMINATOR_STREAMS,
@@ -81,6 +82,7 @@ class Get3dTrainer:
     ) -> None:
         numerics.fix(session.device)
         self.config = config
+        self._loss = _scaled(config)
         self._session = session
         self._dataset = dataset
         self._watches = watches if session.rank == 0 else ()
@@ -124,7 +126,7 @@ class Get3dTrainer:
 
     def step(self) -> None:
         if self.counters.step == 0:
-            self._watch()
+            self._begin()
         begun_s = time.monotonic()
         self._expect()
         troubles: list[str] = []
@@ -138,6 +140,16 @@ class Get3dTrainer:
         self._compare_replicas()
         self._rows.add(numbers, time.monotonic() - begun_s)
         self._show()
+
+    def _begin(self) -> None:
+        """See once whether all fits, say what was derived, and show the state before the first step."""
+        check_fit(self.config, self._dataset)
+        factor, loss = self.config.gamma_factor, self._loss
+        if factor != 1 and self._session.rank == 0:
+            self._session.events.write(
+                "gamma-scaled", factor=factor, gamma_rgb=loss.gamma_rgb, gamma_mask=loss.gamma_mask
+            )
+        self._watch()
 
     def state(self) -> Mapping[str, Any]:
         return {
@@ -214,7 +226,7 @@ class Get3dTrainer:
 
     def _r1_phase(self, troubles: list[str]) -> Numbers:
         for index in self._reduce_r1.start():
-            loss, numbers = r1_shard(self.discriminator, self.config.loss, *self._reals(index))
+            loss, numbers = r1_shard(self.discriminator, self._loss, *self._reals(index))
             loss.backward()
             self._reduce_r1.add(numbers)
         numbers = self._reduce_r1.finish()
@@ -403,6 +415,11 @@ def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Ada
     return Adam(
         model.parameters(), lr=lr * factor, betas=(beta1**factor, beta2**factor), eps=config.eps, foreach=True
     )
+
+
+def _scaled(config: TrainerConfig) -> LossConfig:
+    factor, loss = config.gamma_factor, config.loss
+    return replace(loss, gamma_rgb=loss.gamma_rgb * factor, gamma_mask=loss.gamma_mask * factor)
 
 
 def _lazy_factor(config: OptimConfig, interval: int) -> float:

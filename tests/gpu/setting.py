@@ -178,7 +178,7 @@ class RandomImages:
     def __init__(self, count: int, size_px: int, device: str) -> None:
         pictures = [torch.from_numpy(random_picture(size_px, number)) for number in range(count)]
         self._images = torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
-        self._cameras = torch.tensor([[6.28 * k / count, 1.3] for k in range(count)])
+        self.cameras = torch.tensor([[6.28 * k / count, 1.3] for k in range(count)])
         self._device = device
         self.fingerprint = f"random {count} {size_px}"
 
@@ -192,7 +192,7 @@ class RandomImages:
         numbers = [int(number) for number in indices]
         images = self._images[numbers].to(self._device)
         images[:, :3].mul_(2).sub_(1)
-        return images, self._cameras[numbers].to(self._device)
+        return images, self.cameras[numbers].to(self._device)
 
 
 def random_picture(size_px: int, seed: int) -> np.ndarray:  # [H, W, 4] uint8
