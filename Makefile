@@ -27,15 +27,16 @@ demo: setup ## the whole way on this machine: models, Blender, training, preempt
 	@$(PY) launch.py demo
 
 test: setup ## the tests that this machine can run; on a SLURM of their own where that can be had
-	@$(call tests_with_slurm,not long and not gpu and not bench,)
+	@$(call tests_with_packages,not long and not gpu and not bench,)
 
 test-all: setup ## the long ones, too
-	@$(call tests_with_slurm,not gpu and not bench,--timeout 3600)
+	@$(call tests_with_packages,not gpu and not bench,--timeout 3600)
 
-# Installs SLURM as root on Debian or Ubuntu; where it cannot, says so before and after the tests.
-define tests_with_slurm
-{ why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; } 3>&1; \
-loudly() { test -z "$$why" || echo "SLURM tests are skipped: $$why" >&2; }; loudly; \
+# Installs SLURM and OpenGL as root on Debian or Ubuntu; where it cannot, says so before and after the tests.
+define tests_with_packages
+{ why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; no_gl=$$(sh docker/mesa.sh 2>&1 >&3) && no_gl=; } 3>&1; \
+loudly() { test -z "$$why" || echo "SLURM tests are skipped: $$why" >&2; \
+test -z "$$no_gl" || echo "tests against OpenGL are skipped: $$no_gl" >&2; }; loudly; \
 $(PY) -m pytest -m "$(1)" $(2); rc=$$?; loudly; exit $$rc
 endef
 

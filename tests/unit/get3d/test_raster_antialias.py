@@ -20,6 +20,7 @@ from get3d_cluster.get3d.raster import (
 )
 from get3d_cluster.get3d.raster.surface import to_clip
 from get3d_cluster.get3d.tets import bcc_grid, marching_tets
+from tests.solids import mesh_of
 
 BACKENDS = ["numba", "torch"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -172,11 +173,17 @@ def outline_gradient_share(verts: Tensor, tri: Tensor, size: int, mode: str) -> 
     return slope.item() / ((upper - lower) / 0.04 * (size / 2048) ** 2)
 
 
-def test_the_walk_keeps_the_outline_gradient_that_the_standard_rule_loses() -> None:
-    verts, tri = dense_sphere()
-    assert outline_gradient_share(verts, tri, 128, "walk") == pytest.approx(1.0, abs=0.03)
-    assert outline_gradient_share(verts, tri, 64, "walk") == pytest.approx(1.0, abs=0.03)
+@pytest.mark.parametrize(("solid", "cells"), [("sphere", 20), ("car", 18), ("car", 30), ("chair", 24)])
+@pytest.mark.parametrize("size", [128, 200])
+def test_the_walk_keeps_the_outline_gradient(solid: str, cells: int, size: int) -> None:
+    assert outline_gradient_share(*mesh_of(solid, cells), size, "walk") == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("solid", ["sphere", "car", "chair"])
+def test_the_standard_rule_loses_most_of_the_outline_gradient_where_triangles_are_small(solid: str) -> None:
+    verts, tri = mesh_of(solid, 24)
     assert outline_gradient_share(verts, tri, 64, "standard") < 0.5
+    assert outline_gradient_share(verts, tri, 64, "walk") == pytest.approx(1.0, abs=0.05)
 
 
 # Which edges count

@@ -67,7 +67,7 @@ def test_a_constant_stays_constant_and_the_background_is_exactly_the_fill() -> N
     pos = to_clip(verts[None], clip_matrices(torch.tensor([0.2]), torch.tensor([1.2]))[:, None])
     bary, _ = barycentrics(surface.frag, pos)
     ones = interpolate(surface.frag, bary, torch.ones(1, len(verts), 2))
-    assert_close(ones, torch.ones_like(ones), atol=2e-6, rtol=0)
+    assert_close(ones, torch.ones_like(ones), atol=1e-6, rtol=0)
     image = to_image(surface.frag, ones, fill=-3.0)
     outside = surface.hard[..., 0] == 0
     assert (image[outside] == -3.0).all()

@@ -6,7 +6,7 @@ import torch
 from scipy.spatial import Delaunay
 from torch import Tensor
 
-from get3d_cluster.get3d.camera import clip_matrices
+from get3d_cluster.get3d.camera import camera_position, clip_matrices
 from get3d_cluster.get3d.raster import Meshes, render_meshes, render_surface, visibility
 from get3d_cluster.get3d.raster.visibility_torch import CHUNK
 from get3d_cluster.get3d.tets import bcc_grid, close_boundary, marching_tets
@@ -213,17 +213,20 @@ def test_unusable_triangles_draw_nothing_and_spoil_nothing(backend: str) -> None
 
 @each_backend
 def test_unusable_triangles_leave_gradients_finite_and_zero_for_their_own_vertices(backend: str) -> None:
-    verts = torch.tensor(
-        [[0.1, 0, 0], [0, 0.2, 0], [-0.2, 0, 0.1], [0.3, 0.3, 0.3], [0.3, 0.3, 0.3], [9, 9, 99.0]]
-    )
+    camera = camera_position(torch.tensor([0.1]), torch.tensor([0.6]))  # that of cameras(1); w is 0 there
+    verts = torch.tensor([[0.1, 0, 0], [0, 0.2, 0], [-0.2, 0, 0.1], [0.3, 0.3, 0.3], [0.3, 0.3, 0.3]])
+    verts = torch.cat([verts, 1.2 * camera, camera, torch.tensor([[math.nan, 0, 0], [0, 0, math.inf]])])
     verts.requires_grad_()
-    tri = triangles((0, 1, 2), (3, 4, 3), (3, 4, 5))
-    surface = render_surface(verts, tri, cameras(2), (16, 16), backend=backend)
+    shrunk, behind_cameras = [(3, 4, 3), (3, 3, 3)], [(3, 4, 5), (0, 5, 6), (1, 6, 2)]
+    tri = triangles((0, 1, 2), *shrunk, *behind_cameras, (0, 1, 7), (8, 1, 2), (7, 8, 7))
+    surface = render_surface(verts, tri, cameras(1), (16, 16), backend=backend)
+    assert set(surface.frag.tri.tolist()) == {0}
     (surface.soft.sum() + surface.position.square().sum()).backward()
     assert verts.grad is not None
-    assert verts.grad.isfinite().all()
+    assert verts.grad[:7].isfinite().all()
     assert verts.grad[:3].any()
-    assert not verts.grad[3:].any()
+    assert not verts.grad[3:7].any()
+    assert not verts.grad[7:].nan_to_num().any()
 
 
 @each_backend
