@@ -25,6 +25,7 @@ from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, list_checkpoints
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.storage import open_storage
+from get3d_cluster.train.classes import in_turn
 from get3d_cluster.train.previews import latents_of, portraits, ring
 from jobs import train
 from jobs._pictures import geometry
@@ -74,6 +75,8 @@ class ShapeMaker:
         # What a finished shape must have been made from, to be left alone.
         self._made_from = {"format": FORMAT, **asdict(source), **_decisive(config)}
         self._generator = _load(training, source, config, device)
+        self._category = _category(self._generator.config, config.category)
+        self._centres: dict[int | None, Tensor] = {}
 
     def is_made(self, number: int) -> bool:
         """Say whether the shape is complete, and from the same checkpoint and settings."""
@@ -129,8 +132,24 @@ class ShapeMaker:
         write_png(self._out / "sheet.png", sheet)
 
     def _latents(self, number: int) -> Latents:
-        samples = torch.tensor([number], device=self._device)
-        return latents_of(self._generator, "generate", self._config.seed, samples, self._config.psi)
+        config, samples = self._config, torch.tensor([number], device=self._device)
+        classes = self._class_of(number)
+        if config.w_avg_samples:
+            self._generator.update_w_avg(self._centre(classes), beta=0.0)
+        return latents_of(self._generator, "generate", config.seed, samples, config.psi, classes)
+
+    def _class_of(self, number: int) -> Tensor | None:  # [1]
+        if self._category is not None:
+            return torch.tensor([self._category], device=self._device)
+        return in_turn(torch.tensor([number], device=self._device), len(self._generator.config.classes))
+
+    def _centre(self, classes: Tensor | None) -> Tensor:  # [1] -> [2 W]
+        """Return the mean style that psi pulls towards: of the shape's own class, not of all."""
+        key = None if classes is None else int(classes)
+        if key not in self._centres:
+            count = self._config.w_avg_samples
+            self._centres[key] = _fresh_mean(self._generator, self._config.seed, count, classes)
+        return self._centres[key]
 
     def _colour_at(self, shapes: Shapes, latents: Latents) -> Any:
         def colour_at(points: Tensor) -> Tensor:
@@ -173,7 +192,7 @@ def name_of(number: int) -> str:
 
 
 def _decisive(config: "Config") -> dict[str, Any]:
-    names = ("seed", "psi", "w_avg_samples", "cells", "texture_px", "view_px")
+    names = ("seed", "category", "psi", "w_avg_samples", "cells", "texture_px", "view_px")
     turning = ("turntable_every", "turntable_frames")
     return {name: getattr(config, name) for name in (*names, *turning)}
 
@@ -182,10 +201,21 @@ def _load(training: RunFolder, source: Source, config: "Config", device: str) ->
     settings = read_run_config(train.Config, training.config_path)
     generator = Generator(_with_cells(settings.generator, config.cells))
     generator.load_state_dict(_weights(training, source))
-    generator.to(device).eval().requires_grad_(requires_grad=False)
-    if config.w_avg_samples:
-        generator.update_w_avg(_fresh_mean(generator, config.seed, config.w_avg_samples), beta=0.0)
-    return generator
+    return generator.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def _category(config: GeneratorConfig, name: str) -> int | None:
+    """Return the number of a class; None for all in turn. Raises: UsageError if there is no such class."""
+    if not name:
+        return None
+    if name not in config.classes:
+        raise UsageError(
+            f"category={name} is none of the training's generator.classes={list(config.classes)}",
+            f"give one of {list(config.classes)}"
+            if config.classes
+            else "leave out category: it has no classes",
+        )
+    return config.classes.index(name)
 
 
 def _weights(training: RunFolder, source: Source) -> Mapping[str, Tensor]:
@@ -215,13 +245,20 @@ def _with_cells(config: GeneratorConfig, cells: int) -> GeneratorConfig:
     return dataclasses.replace(config, grid=dataclasses.replace(config.grid, cells=cells, tet_res=0))
 
 
-def _fresh_mean(generator: Generator, seed: int, count: int) -> Tensor:  # [2 W]
-    """Return the mean style of ``count`` fresh latents. Source: upstream, before anything is shown."""
+def _fresh_mean(
+    generator: Generator,
+    seed: int,
+    count: int,
+    classes: Tensor | None = None,  # [1]
+) -> Tensor:  # [2 W]
+    """Return the mean style of ``count`` fresh latents of a class. Source: upstream, before anything is shown."""
     numbers = torch.arange(count, device=generator.w_avg_geo.device)
-    means = [
-        generator.w_mean(latents_of(generator, "w_avg", seed, chunk)).double() * len(chunk)
-        for chunk in numbers.split(CHUNK)
-    ]
+
+    def mean(chunk: Tensor) -> Tensor:
+        same = None if classes is None else classes.expand(len(chunk))
+        return generator.w_mean(latents_of(generator, "w_avg", seed, chunk, classes=same))
+
+    means = [mean(chunk).double() * len(chunk) for chunk in numbers.split(CHUNK)]
     return (torch.stack(means).sum(dim=0) / count).to(generator.w_avg_geo.dtype)
 
 

@@ -14,6 +14,7 @@ from get3d_cluster.evaluation.progress import measure_progress
 from get3d_cluster.export.pictures import contact_sheet, write_png
 from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.runtime.session import Session
+from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import TrainerConfig
 from get3d_cluster.train.previews import Watch, latents_of, portraits, random_images, ring, shrunk
 from jobs._pictures import geometry
@@ -76,6 +77,7 @@ class Ruler:
         self._config = config
         self._dataset = dataset
         self._split = (reference, held_out)
+        self._labels = labels_of(dataset.samples, config.generator.classes)
         self._reals: tuple[Tensor, Tensor] | None = None
 
     def look(self, average: Generator, _position: Position) -> Mapping[str, float]:
@@ -88,6 +90,7 @@ class Ruler:
             min(config.watch.measure_images, len(held_out)),
             config.data.elevation_range_deg,
             longest_px=MEASURED_PX,
+            labels=self._labels,
         )
         report = measure_progress(generated, reference, held_out)
         return {

@@ -32,6 +32,8 @@ class Config:
     """Shapes; more of them begin with the same ones."""
     seed: int = 0
     """Another seed gives other shapes."""
+    category: str = ""
+    """Synset of the shapes, one of the training's generator.classes; empty: all of them in turn."""
     psi: float = 0.7
     """Truncation: 1 is as varied as the training, 0 the mean shape. Upstream's value for meshes."""
     w_avg_samples: int = 10_000

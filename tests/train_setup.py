@@ -31,11 +31,11 @@ CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 NUM_MODELS, NUM_VIEWS = 5, 4
 
 
-def dataset(folder: Path, *, size: int = 8, tint: int = 0) -> Path:
-    """Pack discs of several sizes and colours, seen from all around."""
+def dataset(folder: Path, *, size: int = 8, tint: int = 0, synsets: tuple[str, ...] = ("02958343",)) -> Path:
+    """Pack discs of several sizes and colours, seen from all around; models are of the synsets in turn."""
     folder.mkdir(parents=True)
     views = [(model, view) for model in range(NUM_MODELS) for view in range(NUM_VIEWS)]
-    keys = [f"02958343/{model:04d}/{view:03d}" for model, view in views]
+    keys = [f"{synsets[model % len(synsets)]}/{model:04d}/{view:03d}" for model, view in views]
     pictures = [_disc(size, model, view, tint) for model, view in views]
     data, places = write_shard(
         Member(name=f"{key}.png", data=png) for key, png in zip(keys, pictures, strict=True)

@@ -40,6 +40,8 @@ class Phase(IntEnum):
     ORDER = 33
     RENDER_CAMERA = 34
     SHAPES = 42
+    CLASS = 43
+    D_CLASS = 44
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

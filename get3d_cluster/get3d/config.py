@@ -70,6 +70,8 @@ class FieldsConfig:
     """Radius of that sphere, in world units."""
     background: float = 0.0
     """Colour of the background at the start: first bias of the colour layer; -1 is black."""
+    fixed_background: bool = False
+    """Keep the background at that colour. Off, it is the colour layer's bias and has to be learned, as upstream's."""
     palette: bool = False
     """Mix the colours of a shape from texture_channels colours: shares of its own paint, and what is common to all
     shapes (not upstream's). Off: each channel adds a colour of its own, which the style makes stronger or weaker."""
@@ -138,6 +140,8 @@ class GeneratorConfig:
 
     latent_channels: int = 512
     """Size of a latent and of a style vector (z and w)."""
+    classes: tuple[str, ...] = ()
+    """Synsets that shapes are made of on demand, such as ["02958343", "03001627"]; empty: shapes have no class."""
     mapping: MappingConfig = field(default_factory=MappingConfig)
     """From latent to style, one network for geometry and one for texture."""
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
@@ -150,6 +154,10 @@ class GeneratorConfig:
     """The tetrahedral grid."""
     render: RenderConfig = field(default_factory=RenderConfig)
     """The camera and the image."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise UsageError(f"classes={list(self.classes)} names a class twice", "Name each synset once.")
 
     @property
     def num_ws_geo(self) -> int:
@@ -186,12 +194,16 @@ class DiscriminatorConfig:
     """Images that are compared with each other; a batch is one group or a multiple of it."""
     camera_conditioning: bool = True
     """Judge an image together with the camera it was taken with."""
+    num_classes: int = 0
+    """Judge an image together with its class: as many as generator.classes names; 0: without."""
     camera_channels: int = 512
-    """Size of the embedded camera."""
+    """Size of the embedded camera, or camera and class."""
     camera_mapping: MappingConfig = field(default_factory=MappingConfig)
-    """From embedded camera to the vector the image features are compared with."""
+    """From embedded camera and class to the vector the image features are compared with."""
 
     def __post_init__(self) -> None:
+        if self.num_classes < 0:
+            raise UsageError(f"num_classes={self.num_classes} is negative", "Set num_classes to 0 or more.")
         _check_power_of_two("image_size_px", self.image_size_px, 8)
         _check_channels("channels", self.channels, self.image_size_px)
         if self.mask_size_px:
@@ -222,6 +234,12 @@ class ModelConfig:
             raise UsageError(
                 f"generator.render.image_size_px={made} differs from discriminator.image_size_px={judged}",
                 "Give both the size of the images of the dataset.",
+            )
+        named, told = len(self.generator.classes), self.discriminator.num_classes
+        if named != told:
+            raise UsageError(
+                f"generator.classes names {named} classes, discriminator.num_classes={told}",
+                f"Set discriminator.num_classes={named}, or generator.classes to {told} synsets.",
             )
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from get3d_cluster.get3d.config import DiscriminatorConfig
-from get3d_cluster.get3d.mapping import CameraMapping
+from get3d_cluster.get3d.mapping import ConditionMapping
 from get3d_cluster.get3d.ops import Conv, FullyConnected, downsample, minibatch_deviation
 
 
@@ -32,10 +32,11 @@ class Discriminator(nn.Module):
         self,
         image: Tensor,  # [N, 4, H, W] colours in about [-1, 1], mask in [0, 1]
         cameras: Tensor,  # [N, 2] azimuth, polar, radians
+        classes: Tensor | None = None,  # [N] int64, if the config has classes
     ) -> Logits:
         """Judge a batch, whose images are compared with each other and with no others."""
         mask = F.avg_pool2d(image[:, 3:], self.shrink) if self.shrink > 1 else image[:, 3:]
-        return Logits(rgb=self.rgb(image[:, :3], cameras), mask=self.mask(mask, cameras))
+        return Logits(rgb=self.rgb(image[:, :3], cameras, classes), mask=self.mask(mask, cameras, classes))
 
 
 class Head(nn.Module):
@@ -54,10 +55,15 @@ class Head(nn.Module):
         self.blocks = nn.ModuleList(block(config, r) for r in sizes)
         self.last = Last(config)
 
-    def forward(self, image: Tensor, cameras: Tensor) -> Tensor:  # [N, C, H, W], [N, 2] -> [N]
+    def forward(
+        self,
+        image: Tensor,  # [N, C, H, W]
+        cameras: Tensor,  # [N, 2]
+        classes: Tensor | None = None,  # [N]
+    ) -> Tensor:  # [N]
         image = image.contiguous(memory_format=torch.channels_last)
         x = self._skip_features(image) if self.skip else self._residual_features(image)
-        logit: Tensor = self.last(x, cameras)
+        logit: Tensor = self.last(x, cameras, classes)
         return logit
 
     def _skip_features(self, image: Tensor) -> Tensor:
@@ -110,17 +116,29 @@ class Last(nn.Module):
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         width = config.channels_at(4)
-        outputs = config.camera_channels if config.camera_conditioning else 1
+        is_conditional = config.camera_conditioning or config.num_classes > 0
+        outputs = config.camera_channels if is_conditional else 1
         self.group = config.minibatch_group
         self.conv = Conv(width + 1, width, 3, clamp=config.clamp)
         self.hidden = FullyConnected(width * 16, width, activate=True)
         self.output = FullyConnected(width, outputs)
-        self.camera = CameraMapping(outputs, config.camera_mapping) if config.camera_conditioning else None
+        self.camera = _condition(config, outputs) if is_conditional else None
 
-    def forward(self, x: Tensor, cameras: Tensor) -> Tensor:  # [N, C, 4, 4], [N, 2] -> [N]
+    def forward(
+        self,
+        x: Tensor,  # [N, C, 4, 4]
+        cameras: Tensor,  # [N, 2]
+        classes: Tensor | None = None,  # [N]
+    ) -> Tensor:  # [N]
         x = self.conv(minibatch_deviation(x, self.group))
         y: Tensor = self.output(self.hidden(x.flatten(1)))
         if self.camera is None:
             return y[:, 0]
-        wanted: Tensor = self.camera(cameras)
+        wanted: Tensor = self.camera(cameras, classes)
         return (y * wanted).sum(dim=1) / math.sqrt(y.shape[1])
+
+
+def _condition(config: DiscriminatorConfig, channels: int) -> ConditionMapping:
+    return ConditionMapping(
+        channels, config.camera_mapping, camera=config.camera_conditioning, num_classes=config.num_classes
+    )

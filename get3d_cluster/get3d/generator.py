@@ -61,8 +61,8 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         style, fields, features = config.latent_channels, config.fields, config.trunk.plane_channels
-        self.mapping_geo = Mapping(style, config.mapping)
-        self.mapping_tex = Mapping(style, config.mapping)
+        self.mapping_geo = Mapping(style, config.mapping, len(config.classes))
+        self.mapping_tex = Mapping(style, config.mapping, len(config.classes))
         self.trunk = Trunk(config.trunk, style)
         widths = [features, *[fields.hidden_channels] * fields.num_hidden]
         demodulate = fields.demodulate_geometry
@@ -105,9 +105,13 @@ class Generator(nn.Module):
         self,
         z_geo: Tensor,  # [N, W] standard normal
         z_tex: Tensor,  # [N, W] standard normal
+        classes: Tensor | None = None,  # [N] int64 into config.classes, if there are any
     ) -> Latents:
-        """Map latents to styles, the same vector for each slot. No side effect."""
-        geo, tex = self.mapping_geo(z_geo), self.mapping_tex(z_tex)
+        """Map latents to styles, the same vector for each slot. No side effect.
+
+        Raises: ValueError if the config has classes and none are given.
+        """
+        geo, tex = self.mapping_geo(z_geo, classes), self.mapping_tex(z_tex, classes)
         return Latents(
             geo=geo[:, None].expand(-1, self.config.num_ws_geo, -1),
             tex=tex[:, None].expand(-1, self.config.num_ws_tex, -1),
@@ -195,6 +199,13 @@ class Generator(nn.Module):
             raise ValueError("sample_index must never decrease: sort the points by sample")
         return self._limit(self._tints(planes, latents, sample_index, points) + self.colour.bias)
 
+    @property
+    def background(self) -> Tensor:  # [3] about [-1, 1]
+        """The colour of pixels without a surface: learned, or as the config fixes it."""
+        bias: Tensor = self.colour.bias
+        fields = self.config.fields
+        return torch.full_like(bias, fields.background).detach() if fields.fixed_background else bias
+
     def _tints(
         self, planes: Planes, latents: Latents, sample_index: Tensor, points: Tensor
     ) -> Tensor:  # [P, 3]
@@ -248,7 +259,9 @@ class Generator(nn.Module):
         """Render shapes that were computed before, each from one camera."""
         surface = self._surface(shapes, cameras, image_size_px or self.config.render.image_size_px)
         tints = self._tints(shapes.planes, latents, surface.frag.batch, surface.position)
-        rgb = self._limit(raster.to_image(surface.frag, tints) + self.colour.bias)
+        if self.config.fields.fixed_background:
+            tints = tints + (self.colour.bias - self.background)
+        rgb = self._limit(raster.to_image(surface.frag, tints) + self.background)
         if self.config.render.antialias_rgb:
             rgb = blend(rgb, surface.blends.detach())
         return torch.cat([rgb, surface.soft], dim=3).permute(0, 3, 1, 2)

@@ -43,6 +43,7 @@ class FullyConnected(nn.Module):
         bias_init: float = 0.0,
     ) -> None:
         super().__init__()
+        self.num_in = num_in
         self.activate = activate
         self.lr_multiplier = lr_multiplier
         self.weight_gain = lr_multiplier / math.sqrt(num_in)

@@ -18,6 +18,7 @@ from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.get3d.losses import HeadLosses, fake_loss, generator_loss, r1_penalty, real_loss
 from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.train import random
+from get3d_cluster.train.classes import draw_classes
 from get3d_cluster.train.config import LossConfig, TrainerConfig
 
 
@@ -45,6 +46,7 @@ class Streams:
     mix_tex: Phase
     cut: Phase
     camera: Phase
+    label: Phase
 
 
 GENERATOR_STREAMS = Streams(
@@ -54,6 +56,7 @@ GENERATOR_STREAMS = Streams(
     mix_tex=Phase.MIX_LATENT_TEX,
     cut=Phase.MIX_CUTOFF,
     camera=Phase.CAMERA,
+    label=Phase.CLASS,
 )
 DISCRIMINATOR_STREAMS = Streams(
     geo=Phase.D_LATENT_GEO,
@@ -62,6 +65,7 @@ DISCRIMINATOR_STREAMS = Streams(
     mix_tex=Phase.D_MIX_LATENT_TEX,
     cut=Phase.D_MIX_CUTOFF,
     camera=Phase.D_CAMERA,
+    label=Phase.D_CLASS,
 )
 
 
@@ -71,6 +75,7 @@ class Fakes:
 
     image: Tensor  # [N, 4, H, W]
     cameras: Tensor  # [N, 2] azimuth, polar, radians
+    classes: Tensor | None  # [N] int64
     w_mean: Tensor  # [2 S] mean style of the shard, geometry then texture
     sdf_entropy: Tensor
     penalty: Tensor  # mean over the shard
@@ -92,16 +97,32 @@ DISCRIMINATOR_NUMBERS = ("loss_d_rgb", "loss_d_mask", "logit_real_rgb", "logit_r
 R1_NUMBERS = ("r1_rgb", "r1_mask")
 
 
-def generate(generator: Generator, config: TrainerConfig, shard: Shard, streams: Streams) -> Fakes:
-    """Draw latents and cameras of a shard and render them."""
+class Reals(NamedTuple):
+    """Real images of a shard."""
+
+    images: Tensor  # [N, 4, H, W]
+    cameras: Tensor  # [N, 2] azimuth, polar, radians
+    classes: Tensor | None = None  # [N] int64
+
+
+def generate(
+    generator: Generator,
+    config: TrainerConfig,
+    shard: Shard,
+    streams: Streams,
+    labels: Tensor | None = None,  # [dataset] int64: class of each real image, if the generator has classes
+) -> Fakes:
+    """Draw latents, classes and cameras of a shard and render them."""
     samples = shard.samples(generator.w_avg_geo.device)
-    first = generator.map(*_latents(generator, shard, samples, streams.geo, streams.tex))
-    mixed = _mixed(generator, config.loss.mixing_probability, shard, samples, streams, first)
+    classes = draw_classes(shard.seed, shard.step, streams.label, samples, labels)
+    first = generator.map(*_latents(generator, shard, samples, streams.geo, streams.tex), classes)
+    mixed = _mixed(generator, config.loss.mixing_probability, shard, samples, streams, first, classes)
     cameras = draw_cameras(shard.seed, shard.step, streams.camera, samples, config.data.elevation_range_deg)
     rendered = generator.render(mixed, cameras)
     return Fakes(
         image=rendered.image,
         cameras=cameras,
+        classes=classes,
         w_mean=generator.w_mean(first),
         sdf_entropy=rendered.shapes.sdf_entropy,
         penalty=rendered.shapes.penalty.mean(),
@@ -110,7 +131,7 @@ def generate(generator: Generator, config: TrainerConfig, shard: Shard, streams:
 
 def generator_shard(discriminator: Discriminator, config: LossConfig, fakes: Fakes) -> tuple[Tensor, Tensor]:
     """Return the generator's loss for a shard and ``GENERATOR_NUMBERS``."""
-    logits = discriminator(fakes.image, fakes.cameras)
+    logits = discriminator(fakes.image, fakes.cameras, fakes.classes)
     loss = generator_loss(logits)
     total = loss.total + config.sdf_entropy * fakes.sdf_entropy + config.empty_shape * fakes.penalty
     numbers = (*loss, fakes.sdf_entropy, fakes.penalty, logits.rgb.mean(), logits.mask.mean())
@@ -124,13 +145,9 @@ class Judged(NamedTuple):
     logits: Logits
 
 
-def judge_reals(
-    discriminator: Discriminator,
-    images: Tensor,  # [N, 4, H, W] real
-    cameras: Tensor,  # [N, 2]
-) -> Judged:
+def judge_reals(discriminator: Discriminator, reals: Reals) -> Judged:
     """Return the half of the loss that real images give. Needs nothing of the generator."""
-    logits = discriminator(images, cameras)
+    logits = discriminator(*reals)
     return Judged(real_loss(logits), logits)
 
 
@@ -139,7 +156,7 @@ def judge_fakes(discriminator: Discriminator, fakes: Fakes) -> Judged:
 
     A pass of its own: images are compared within a batch, and real ones must not be compared with generated ones.
     """
-    logits = discriminator(fakes.image.detach(), fakes.cameras)
+    logits = discriminator(fakes.image.detach(), fakes.cameras, fakes.classes)
     return Judged(fake_loss(logits), logits)
 
 
@@ -149,15 +166,11 @@ def discriminator_numbers(fakes: Judged, reals: Judged) -> Tensor:
     return torch.stack((*losses, reals.logits.rgb.mean(), reals.logits.mask.mean())).detach()
 
 
-def r1_shard(
-    discriminator: Discriminator,
-    config: LossConfig,
-    images: Tensor,  # [N, 4, H, W] real
-    cameras: Tensor,  # [N, 2]
-) -> tuple[Tensor, Tensor]:
+def r1_shard(discriminator: Discriminator, config: LossConfig, reals: Reals) -> tuple[Tensor, Tensor]:
     """Return the R1 penalty of a shard times its interval, and ``R1_NUMBERS`` without it."""
-    images = images.detach().requires_grad_()
-    penalty = r1_penalty(discriminator(images, cameras), images, config.gamma_rgb, config.gamma_mask)
+    images = reals.images.detach().requires_grad_()
+    logits = discriminator(images, reals.cameras, reals.classes)
+    penalty = r1_penalty(logits, images, config.gamma_rgb, config.gamma_mask)
     return penalty.total * config.r1_interval, torch.stack(penalty).detach()
 
 
@@ -196,8 +209,9 @@ def _mixed(
     samples: Tensor,
     streams: Streams,
     first: Latents,
+    classes: Tensor | None = None,
 ) -> Latents:
-    """Mix in styles of other latents, behind a cut of the shard's own; the same for all its samples.
+    """Mix in styles of other latents of the same class, behind a cut of the shard's own; the same for all its samples.
 
     Source: upstream, one cut for a micro-batch, a fresh second latent for every sample.
     """
@@ -210,5 +224,5 @@ def _mixed(
     )
     if cut_geo is None and cut_tex is None:
         return first
-    second = generator.map(*_latents(generator, shard, samples, streams.mix_geo, streams.mix_tex))
+    second = generator.map(*_latents(generator, shard, samples, streams.mix_geo, streams.mix_tex), classes)
     return generator.mix(first, second, cut_geo, cut_tex)

@@ -21,6 +21,7 @@ from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.get3d.raster import visibility
 from get3d_cluster.get3d.raster.surface import to_clip
 from get3d_cluster.train import random
+from get3d_cluster.train.classes import draw_classes, in_turn
 from get3d_cluster.train.phases import draw_cameras
 
 Look = Callable[[Generator, Position], Mapping[str, float]]
@@ -106,12 +107,14 @@ def latents_of(
     seed: int,
     samples: Tensor,  # [N] int64
     psi: float = 1.0,
+    classes: Tensor | None = None,  # [N] int64; none given: all in turn, if there are any
 ) -> Latents:
     """Return the styles that a seed stands for: the same for a purpose at any time, apart from the training's."""
+    classes = in_turn(samples, len(generator.config.classes)) if classes is None else classes
     key, width = key_of(purpose, str(seed)), generator.config.latent_channels
     z_geo = random.normals(key, 0, Phase.LATENT_GEO, samples, width)
     z_tex = random.normals(key, 0, Phase.LATENT_TEX, samples, width)
-    latents = generator.map(z_geo, z_tex)
+    latents = generator.map(z_geo, z_tex, classes)
     return latents if psi == 1.0 else generator.truncate(latents, psi)
 
 
@@ -124,12 +127,14 @@ def random_images(
     *,
     batch: int = 4,
     longest_px: int = 64,
+    labels: Tensor | None = None,  # [dataset] int64: class of each real image, if the generator has classes
 ) -> Tensor:  # [N, 4, h, w]
     """Render ``count`` random shapes from random cameras, averaged down to ``longest_px``."""
-    device, images = generator.w_avg_geo.device, []
+    device, key, images = generator.w_avg_geo.device, key_of("measure", str(seed)), []
     for samples in torch.arange(count, device=device).split(batch):
-        cameras = draw_cameras(key_of("measure", str(seed)), 0, Phase.CAMERA, samples, elevation_range_deg)
-        latents = latents_of(generator, "measure", seed, samples)
+        cameras = draw_cameras(key, 0, Phase.CAMERA, samples, elevation_range_deg)
+        classes = draw_classes(key, 0, Phase.CLASS, samples, labels)
+        latents = latents_of(generator, "measure", seed, samples, classes=classes)
         images.append(shrunk(generator.render(latents, cameras).image, longest_px))
     return torch.cat(images)
 
@@ -156,7 +161,7 @@ def _premultiplied(
     """Render one view and take the learned background out of it."""
     image = generator.image(shapes, latents, camera.expand(len(latents.geo), 2), size)
     rgb, mask = image[:, :3] / 2 + 0.5, image[:, 3:]
-    background = (generator.colour.bias / 2 + 0.5)[:, None, None]
+    background = (generator.background / 2 + 0.5)[:, None, None]
     return torch.cat([rgb - (1 - mask) * background, mask], dim=1).clamp(0, 1)
 
 

@@ -31,6 +31,7 @@ from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.train import ema, numerics
+from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import LossConfig, OptimConfig, TrainerConfig
 from get3d_cluster.train.fit import check_fit
 from get3d_cluster.train.phases import (
@@ -41,6 +42,7 @@ from get3d_cluster.train.phases import (
     R1_NUMBERS,
     Fakes,
     Judged,
+    Reals,
     Shard,
     discriminator_numbers,
     generate,
@@ -86,6 +88,7 @@ class Get3dTrainer:
         self._session = session
         self._dataset = dataset
         self._watches = watches if session.rank == 0 else ()
+        self._labels = labels_of(dataset.samples, config.generator.classes)
         self.generator, self.discriminator = networks(config, session.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
         self._adam_g = adam(
@@ -183,7 +186,7 @@ class Get3dTrainer:
         self.discriminator.requires_grad_(requires_grad=False)
         kept: list[Fakes] = []
         for index in self._reduce_g.start():
-            fakes = generate(self.generator, self.config, self._shard(index), GENERATOR_STREAMS)
+            fakes = generate(self.generator, self.config, self._shard(index), GENERATOR_STREAMS, self._labels)
             loss, numbers = generator_shard(self.discriminator, self.config.loss, fakes)
             loss.backward()
             self._reduce_g.add(numbers, fakes.w_mean)
@@ -207,7 +210,7 @@ class Get3dTrainer:
         self._first_reals = self._judge_reals(first)
 
     def _judge_reals(self, index: int) -> Judged:
-        reals = judge_reals(self.discriminator, *self._reals(index))
+        reals = judge_reals(self.discriminator, self._reals(index))
         reals.loss.total.backward()
         return reals
 
@@ -226,7 +229,7 @@ class Get3dTrainer:
 
     def _r1_phase(self, troubles: list[str]) -> Numbers:
         for index in self._reduce_r1.start():
-            loss, numbers = r1_shard(self.discriminator, self._loss, *self._reals(index))
+            loss, numbers = r1_shard(self.discriminator, self._loss, self._reals(index))
             loss.backward()
             self._reduce_r1.add(numbers)
         numbers = self._reduce_r1.finish()
@@ -235,13 +238,17 @@ class Get3dTrainer:
 
     @torch.no_grad()
     def _fresh_fakes(self, index: int) -> Fakes:
-        return generate(self.generator, self.config, self._shard(index), DISCRIMINATOR_STREAMS)
+        return generate(self.generator, self.config, self._shard(index), DISCRIMINATOR_STREAMS, self._labels)
 
-    def _reals(self, index: int) -> tuple[Tensor, Tensor]:  # [N, 4, H, W], [N, 2]
+    def _reals(self, index: int) -> Reals:
         size = self.config.batch.shard_size
         start = self.counters.position + index * size
+        places = sample_at(self.config.seed, len(self._dataset), start, size)
         with self._session.pulse.counting("data"):
-            return self._dataset.batch(sample_at(self.config.seed, len(self._dataset), start, size))
+            images, cameras = self._dataset.batch(places)
+        if self._labels is None:
+            return Reals(images, cameras)
+        return Reals(images, cameras, self._labels[torch.from_numpy(places)].to(images.device))
 
     def _expect(self) -> None:
         """Name the images of this step and of the next, so that they are read while the networks compute."""

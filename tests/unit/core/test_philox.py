@@ -71,4 +71,6 @@ def test_phase_values_are_frozen() -> None:
         "ORDER": 33,
         "RENDER_CAMERA": 34,
         "SHAPES": 42,
+        "CLASS": 43,
+        "D_CLASS": 44,
     }

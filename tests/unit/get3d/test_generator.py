@@ -414,3 +414,23 @@ def test_a_whole_step_gives_every_weight_a_finite_gradient(generator: Generator)
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("name", ["small", "ours"])
+def test_a_fixed_background_keeps_its_colour_and_the_rest_is_as_before(name: str) -> None:
+    torch.manual_seed(0)
+    plain = Generator(CONFIGS[name])
+    fields = replace(plain.config.fields, fixed_background=True, background=0.25)
+    fixed = Generator(replace(plain.config, fields=fields))
+    fixed.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for each in (plain, fixed):
+            each.colour.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    latents = latents_of(plain)
+    learned, image = (each.render(latents, CAMERAS).image for each in (plain, fixed))
+    empty, full = learned[:, 3] == 0, learned[:, 3] == 1
+    rgb, expected = (x[:, :3].permute(0, 2, 3, 1) for x in (image, learned))
+    assert torch.equal(rgb[empty], torch.full_like(rgb[empty], 0.25))
+    assert torch.allclose(rgb[full], expected[full], atol=1e-5)
+    (gradient,) = torch.autograd.grad(rgb[empty].sum(), fixed.colour.bias, allow_unused=True)
+    assert gradient is None or not gradient.any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from get3d_cluster.get3d.config import MappingConfig
-from get3d_cluster.get3d.mapping import CameraMapping, Latents, Mapping, camera_features, mix, truncate
+from get3d_cluster.get3d.mapping import ConditionMapping, Latents, Mapping, camera_features, mix, truncate
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_camera_features_are_waves_of_one_two_and_four_times_the_angles_and_the_
 
 
 def test_an_embedded_camera_is_normalised_before_it_is_mapped() -> None:
-    mapping = CameraMapping(16, MappingConfig(num_layers=2, lr_multiplier=0.1))
+    mapping = ConditionMapping(16, MappingConfig(num_layers=2, lr_multiplier=0.1), camera=True, num_classes=0)
     cameras = torch.rand(3, 2)
     before = mapping(cameras)
     with torch.no_grad():

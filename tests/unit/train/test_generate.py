@@ -30,10 +30,10 @@ SMALL = (
 )
 
 
-def trained(folder: Path) -> RunFolder:
+def trained(folder: Path, *overrides: str, synsets: tuple[str, ...] = ("02958343",)) -> RunFolder:
     """Return a training run with the checkpoints of steps 1 and 2."""
-    data = setup.dataset(folder / "data")
-    config = setup.tiny_config(data, "generator.grid.close_boundary=true")
+    data = setup.dataset(folder / "data", synsets=synsets)
+    config = setup.tiny_config(data, "generator.grid.close_boundary=true", *overrides)
     work = setup.trainer(config, folder / "training")
     run = RunFolder(folder / "training")
     run.config_path.write_text(configuration.save_text(config))
@@ -160,3 +160,22 @@ def test_a_checkpoint_that_went_away_is_named(run: RunFolder, tmp_path: Path) ->
     (session / "source.json").write_text(json.dumps({"step": 3, "images": 24, "digest": "x"}))
     with pytest.raises(CheckpointError, match="step=3"):
         generated(run, tmp_path)
+
+
+def test_a_class_is_generated_on_demand_and_unknown_ones_are_refused(tmp_path: Path, run: RunFolder) -> None:
+    synsets = ("02958343", "03001627")
+    classes = ("generator.classes=['02958343','03001627']", "discriminator.num_classes=2")
+    conditional = trained(tmp_path, *classes, synsets=synsets)
+    few = ("num_shapes=2", "turntable_every=0")
+    turns, index = generated(conditional, tmp_path / "turns", *few)
+    chairs, _ = generated(conditional, tmp_path / "chairs", *few, "category='03001627'")
+    cars, _ = generated(conditional, tmp_path / "cars", *few, "category='02958343'")
+    first, second = (f"shape-{i:05d}.glb" for i in range(2))
+    assert (turns / first).read_bytes() == (cars / first).read_bytes() != (chairs / first).read_bytes()
+    assert (turns / second).read_bytes() == (chairs / second).read_bytes() != (cars / second).read_bytes()
+    assert index["made_from"]["category"] == ""
+    mean, _ = generated(conditional, tmp_path / "mean", *few, "psi=0")
+    assert (mean / first).read_bytes() != (mean / second).read_bytes(), "each class has its own mean"
+    for training, name in ((conditional, "boat"), (run, synsets[0])):
+        with pytest.raises(UsageError, match=f"category={name} is none"):
+            generated(training, tmp_path / name, f"category='{name}'")

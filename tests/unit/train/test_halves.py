@@ -8,7 +8,7 @@ import torch
 from get3d_cluster.get3d.config import DiscriminatorConfig
 from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.losses import discriminator_loss
-from get3d_cluster.train.phases import Fakes, discriminator_numbers, judge_fakes, judge_reals
+from get3d_cluster.train.phases import Fakes, Reals, discriminator_numbers, judge_fakes, judge_reals
 
 CONFIG = DiscriminatorConfig(
     image_size_px=32, channels=(8, 16, 16, 16), camera_channels=16, minibatch_group=2
@@ -25,6 +25,7 @@ def test_halves_apart_give_the_bits_of_both_together(architecture: str) -> None:
     fakes = Fakes(
         image=torch.randn(4, 4, 32, 32),
         cameras=torch.rand(4, 2),
+        classes=None,
         w_mean=torch.zeros(2),
         sdf_entropy=nothing,
         penalty=nothing,
@@ -37,7 +38,7 @@ def test_halves_apart_give_the_bits_of_both_together(architecture: str) -> None:
     numbers = torch.stack((*loss, real.rgb.mean(), real.mask.mean()))
 
     discriminator.zero_grad()
-    reals = judge_reals(discriminator, images, cameras)
+    reals = judge_reals(discriminator, Reals(images, cameras))
     reals.loss.total.backward()
     judged = judge_fakes(discriminator, fakes)
     judged.loss.total.backward()

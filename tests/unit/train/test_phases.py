@@ -72,7 +72,7 @@ def cuts(generator: Generator, probability: float, count: int) -> list[tuple[int
     class Recording:
         config = generator.config
 
-        def map(self, z_geo: torch.Tensor, z_tex: torch.Tensor) -> Latents:
+        def map(self, z_geo: torch.Tensor, z_tex: torch.Tensor, _classes: torch.Tensor | None) -> Latents:
             return Latents(geo=z_geo[:, None], tex=z_tex[:, None])
 
         def mix(self, a: Latents, b: Latents, cut_geo: int | None, cut_tex: int | None) -> Latents:
@@ -114,7 +114,7 @@ def test_r1_is_weighted_by_its_interval_and_shown_without(discriminator: Discrim
     images, cameras = torch.randn(2, 4, 8, 8), torch.zeros(2, 2)
     for interval in (1, 16):
         config = replace(CONFIG.loss, r1_interval=interval)
-        total, numbers = phases.r1_shard(discriminator, config, images, cameras)
+        total, numbers = phases.r1_shard(discriminator, config, phases.Reals(images, cameras))
         assert total.item() == pytest.approx(interval * numbers.sum().item(), rel=1e-5)
         assert numbers.min() > 0
 
