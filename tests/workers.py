@@ -16,12 +16,12 @@ from get3d_cluster.simulate import start_workers
 PLAIN = "tests.plain.job"
 
 
-def make_run(path: Path, job: str = PLAIN, *overrides: str) -> RunFolder:
+def make_run(path: Path, job: str = PLAIN, *overrides: str, config: Path | None = None) -> RunFolder:
     """Write the folder of a run as a submission does."""
     path.mkdir(parents=True)
     run = RunFolder(path)
     module = find_job(job)
-    run.config_path.write_text(save_text(load(module.Config, None, overrides)))
+    run.config_path.write_text(save_text(load(module.Config, config, overrides)))
     run.write_spec(JobSpec(name=path.name, job=job, kind=module.KIND, created="2026-01-01T00:00:00"))
     return run
 

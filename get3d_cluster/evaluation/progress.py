@@ -10,7 +10,6 @@ Letters: N images, M reference images, H W pixels, D features.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     Source: Dowson and Landau 1982; Heusel et al. 2017 (FID), equation 6.
     """
     root = _symmetric_root(a.covariance)
-    product = scipy.linalg.eigvalsh(root @ b.covariance @ root)
+    product = np.linalg.eigvalsh(root @ b.covariance @ root)
     shift = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return float(max(0.0, shift @ shift + traces - 2.0 * np.sqrt(product.clip(min=0.0)).sum()))
@@ -145,7 +144,7 @@ def measure_progress(
 
 
 def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = scipy.linalg.eigh(matrix)
+    values, vectors = np.linalg.eigh(matrix)
     return np.asarray((vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from get3d_cluster.core.job import Position
 from get3d_cluster.data.dataset import ImageDataset
@@ -31,6 +30,7 @@ from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.train import ema, numerics
+from get3d_cluster.train.adam import Adam
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import LossConfig, OptimConfig, TrainerConfig
 from get3d_cluster.train.fit import check_fit

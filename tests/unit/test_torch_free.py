@@ -30,6 +30,15 @@ def test_importing_it_does_not_import_torch(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_checkpoint_writer_starts_with_little():
+    """It is started beside each worker, at each start."""
+    command = [sys.executable, "-X", "importtime", "-m", "get3d_cluster.runtime.checkpoint_writer", "0"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "get3d_cluster.core.job" in modules
+    assert not modules & {"torch", "numpy", "omegaconf", "yaml", "asyncio", "fsspec"}
+
+
 def test_nothing_heavy_is_imported_before_a_worker_listens_for_notices():
     code = "import get3d_cluster.worker, sys; print(sorted(m for m in sys.modules if not m.startswith('_')))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
