@@ -31,6 +31,7 @@ from get3d_cluster.core.job import Cause
 from get3d_cluster.demo import DemoConfig, run_demo
 from get3d_cluster.errors import DifferenceError, UsageError
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.storage.local import write_atomic
 
 START, WATCH, STOP, LOOK, CHECK = (
     "Start something",
@@ -223,6 +224,42 @@ def show_config(
     screen = console()
     for part in key_table.shown(keys, values, screen.width):
         screen.print(part)
+
+
+@app.command(name="init-dataset", rich_help_panel=START)
+def init_dataset(
+    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="A rendered folder, or a packed dataset.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The YAML file to write.")] = Path(
+        "dataset.yaml"
+    ),
+    packed: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where rendered images are to be packed; default: beside them."),
+    ] = None,
+) -> None:
+    """Write a first configuration for images of your own, and say what is wrong with them.
+
+    Looks at layout, cameras, sizes and alpha; sets what follows from them, with the reason beside each value.
+
+    Example: python launch.py init-dataset data/images --out mine.yaml
+    """
+    from get3d_cluster.data.draft import draft, survey
+
+    found = survey(images)
+    data = images if found.is_packed else packed or images.parent / f"{images.name}-packed"
+    if out.exists():
+        raise UsageError(f"--out {out} exists already", "choose another file, or delete it")
+    text = draft(found, images, data.resolve()).encode()
+    say("\n".join(found.lines()))
+    write_atomic(out, text)
+    say(f"wrote {out}; look through it, then:")
+    if not found.is_packed:
+        say(f"  python launch.py run pack images={images} out={data}")
+    say(f"  python launch.py submit train --config {out} --name {out.stem}")
+    if found.troubles:
+        raise UsageError(
+            f"{len(found.troubles)} things are wrong with {images}, see above", "mend them before packing"
+        )
 
 
 @app.command(name="status", rich_help_panel=WATCH)
