@@ -76,6 +76,7 @@ class _Worker:
         self._attempt = self._env.attempt
         self._lease: lease.Lease | None = None
         self._digest = ""
+        self._not_bitwise_from: int | None = None
         self._shares_items = False
 
     def run(self) -> int:
@@ -114,7 +115,7 @@ class _Worker:
         if self._env.element is None:  # elements of an array own nothing but their claims
             self._lease = lease.Lease(self._run.lease_path, self._attempt)
             self._lease.acquire()
-            self._run.clean()
+            self._run.clean(is_one_writer=not self._shares_items)
         write_json(self._run.attempt_dir(self._attempt) / "env.json", describe())
 
     def _outcome_of_work(self) -> Outcome:
@@ -230,7 +231,7 @@ class _Worker:
         return open_scheduler(self._spec.scheduler).stop_reason(self._run, self._attempt)
 
     def _ended_well(self, ended: loop.Ended) -> Outcome:
-        self._digest = ended.digest
+        self._digest, self._not_bitwise_from = ended.digest, ended.not_bitwise_from
         start, end, saved = ended.start_step, ended.step, ended.saved_step
         if ended.end is loop.End.FINISHED:
             return self._outcome(Cause.FINISHED, ExitCode.FINISHED, start, end_step=end, saved_step=saved)
@@ -286,12 +287,14 @@ class _Worker:
     def _log_end(self, outcome: Outcome) -> None:
         events = EventLog(self._run.events_path, self._attempt, 0)
         if outcome.cause is Cause.FINISHED:
-            done = {
+            done: dict[str, Any] = {
                 "step": outcome.end_step,
                 "digest": self._digest,
                 "attempt": self._attempt,
                 "t": time.time(),
             }
+            if self._not_bitwise_from is not None:
+                done["not_bitwise_from"] = self._not_bitwise_from
             # Several elements of an array may see at once that nothing is left: one of them says it.
             if self._env.element is not None and not create(self._run.done_path, json.dumps(done).encode()):
                 return

@@ -24,7 +24,7 @@ from get3d_cluster.cli import (
 )
 from get3d_cluster.cli.chain import ChainCommand
 from get3d_cluster.cli.facts import Inquiry
-from get3d_cluster.cli.output import UNBROKEN_COLUMNS, console, duration, say, say_json, size, table
+from get3d_cluster.cli.output import UNBROKEN_COLUMNS, console, duration, say, say_json, table
 from get3d_cluster.cli.status_table import status_table
 from get3d_cluster.cli.watch import Ending, watch
 from get3d_cluster.core.job import Cause
@@ -398,29 +398,20 @@ def show_checkpoints(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the checkpoints of a run. With --verify, exit with 6 if one is damaged.
+    """List the checkpoints of a run, in all its tiers. With --verify, exit with 6 if one is damaged.
 
     Example: python launch.py checkpoints car --verify
     """
-    from get3d_cluster.runtime.checkpoint import list_checkpoints
+    from get3d_cluster.cli.checkpoint_table import checkpoint_table, list_all, refuse_damage
 
-    found = list_checkpoints(runs.find_run(runs_dir, run), verify=verify)
-    now = time.time()
+    found = list_all(runs.find_run(runs_dir, run), verify=verify)
     if as_json:
         say_json(found)
     elif found:
-        rows = [
-            [str(item.step), str(item.epoch), str(item.images), size(item.num_bytes), f"{duration(now - item.t)} ago",
-             item.digest[:16], item.state, item.problem]
-            for item in found
-        ]  # fmt: skip
-        headers = ["STEP", "EPOCH", "IMAGES", "SIZE", "SAVED", "DIGEST", "STATE", "PROBLEM"]
-        console().print(table(headers, rows, wrap=["PROBLEM"]))
+        console().print(checkpoint_table(found, time.time()))
     else:
         say("no checkpoint yet")
-    if damaged := [str(item.step) for item in found if item.state == "damaged"]:
-        what = f"damaged: the checkpoint of step {', '.join(damaged)}"
-        raise DifferenceError(what, "nothing to do: the run comes back from the newest one that is whole")
+    refuse_damage(found)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -15,6 +15,7 @@ from typing import Any
 from get3d_cluster.config import read_section
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, RetryConfig
 from get3d_cluster.errors import Get3dError
+from get3d_cluster.runtime.checkpoint_files import meta_in, not_bitwise_from
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
 from get3d_cluster.runtime.lease import read_lease
@@ -50,6 +51,8 @@ class Facts:
     progress_age_s: float | None = None
     saved_step: int = 0
     saved_age_s: float | None = None
+    not_bitwise_from: int | None = None
+    """As the newest checkpoint tells."""
     goodput: Goodput = field(default_factory=Goodput)
     """Where the time of all attempts went."""
     retry: RetryConfig = field(default_factory=RetryConfig)
@@ -92,7 +95,7 @@ class Inquiry:
         post_mortem = None if is_done else self._post_mortem(run, standing, attempts, outcomes)
         ends = [*outcomes, *([post_mortem] if post_mortem else [])]
         progress = _progress(run)
-        saved_step, saved_t = _newest_checkpoint(run)
+        saved_step, saved_t, parted_step = _newest_checkpoint(run)
         now = time.time()
         return Facts(
             name=run.name,
@@ -108,6 +111,7 @@ class Inquiry:
             progress_age_s=now - progress["t"] if "t" in progress and not _is_abandoned(run) else None,
             saved_step=saved_step,
             saved_age_s=max(0.0, now - saved_t) if saved_t else None,
+            not_bitwise_from=parted_step,
             goodput=goodput_of(run).total,
             retry=_retry(run) if not is_done and _is_retry_asked(standing, ends) else RetryConfig(),
             held=_word(run.hold_path, "why"),
@@ -214,13 +218,14 @@ def _step_of(line: str) -> int:
     return 0
 
 
-def _newest_checkpoint(run: RunFolder) -> tuple[int, float]:
-    """Return step and time of the newest published checkpoint, by its name alone; zeros if there is none."""
+def _newest_checkpoint(run: RunFolder) -> tuple[int, float, int | None]:
+    """Return step and time of the newest published checkpoint (zeros: none), and what it tells of its bits."""
     with contextlib.suppress(OSError):
         found = [path for path in run.checkpoints_dir.glob("step-*") if path.name[5:].isdigit()]
         newest = max(found, key=lambda path: int(path.name[5:]), default=None)
-        return (int(newest.name[5:]), newest.stat().st_mtime) if newest else (0, 0.0)
-    return 0, 0.0
+        if newest:
+            return int(newest.name[5:]), newest.stat().st_mtime, not_bitwise_from(meta_in(newest))
+    return 0, 0.0, None
 
 
 def _word(path: Path, key: str) -> str:

@@ -62,6 +62,9 @@ class Row:
     saved_age_s: float | None
     at_risk_steps: int | None
     """Steps beyond the newest checkpoint, done again if the attempt died now; None for a run of items."""
+    not_bitwise_from: int | None
+    """Step from which on its bits may be others than those of the uninterrupted run: it went on in another numeric
+    environment. None: the same."""
     goodput: float | None
     """Share of the time of all attempts that brought the run forward."""
     time_s: Mapping[str, float]
@@ -90,7 +93,9 @@ def row_of(facts: Facts) -> Row:
         kind=kind,
         scheduler=spec.scheduler if spec else "",
         state=str(state),
-        why=why if state is RunState.DONE else _joined(why, _excluded(without)),
+        why=_joined(
+            why, "" if state is RunState.DONE else _excluded(without), _parted(facts.not_bitwise_from)
+        ),
         epoch=facts.progress.get("epoch", 0),
         step=step,
         num_steps=num_steps,
@@ -107,6 +112,7 @@ def row_of(facts: Facts) -> Row:
         saved_step=facts.saved_step,
         saved_age_s=facts.saved_age_s,
         at_risk_steps=None if kind == "items" else 0 if facts.is_done else max(0, step - facts.saved_step),
+        not_bitwise_from=facts.not_bitwise_from,
         goodput=facts.goodput.share,
         time_s={name: round(value, 3) for name, value in asdict(facts.goodput).items()},
         hosts=hosts,
@@ -225,6 +231,10 @@ def _of_element(ends: Sequence[Outcome], element: int | None) -> list[Outcome]:
 
 def _excluded(without: Sequence[str]) -> str:
     return f"without {','.join(without)}: failed twice" if without else ""
+
+
+def _parted(step: int | None) -> str:
+    return "" if step is None else f"not bitwise from step {step} on"
 
 
 def _joined(*parts: str) -> str:

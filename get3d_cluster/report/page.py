@@ -14,6 +14,7 @@ import jinja2
 from get3d_cluster.errors import UsageError
 from get3d_cluster.report import curves, timeline
 from get3d_cluster.report.reading import Ending, Event, RunFacts, number, read_run, whole
+from get3d_cluster.runtime.fingerprint import told
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage.local import write_atomic
@@ -174,6 +175,9 @@ def details(facts: RunFacts) -> list[tuple[str, str]]:
         "saves": f"{len(saves)}, the longest {slowest:.2f} s" if saves else "",
         "checkpoints kept": ", ".join(f"{step:,}" for step in facts.checkpoints),
         "state digest": digest(facts),
+        "not bitwise": "; ".join(
+            f"from step {row['step']:,} on: {told(row['changed'])}" for row in facts.environments
+        ),
     }
     return [(name, value) for name, value in found.items() if value]
 

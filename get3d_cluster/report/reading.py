@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from get3d_cluster.runtime.checkpoint_files import meta_in
+
 _LARGEST = 1e39
 """Beyond float32, so no measurement; also keeps differences of two values finite. False for NaN."""
 
@@ -81,6 +83,8 @@ class RunFacts:
     meshes: tuple[Path, ...]
     logs: Mapping[int, Path] = field(default_factory=dict)
     """Log of rank 0 by attempt, relative to the run folder."""
+    environments: tuple[Mapping[str, Any], ...] = ()
+    """Where the run went on in another numeric environment, as the newest checkpoint tells: step, changed."""
 
 
 def read_run(path: Path) -> RunFacts:
@@ -90,6 +94,7 @@ def read_run(path: Path) -> RunFacts:
     folders = _numbered(path / "attempts", r"(\d+)")
     endings = {attempt: _object(folder / "outcome.json") for attempt, folder in folders.items()}
     logs = {attempt: folder / "rank0000.log" for attempt, folder in folders.items()}
+    checkpoints = _numbered(path / "checkpoints", r"step-(\d+)")
     return RunFacts(
         name=str(spec.get("name") or path.absolute().name),
         spec=spec,
@@ -99,10 +104,13 @@ def read_run(path: Path) -> RunFacts:
         measurements=_measurements(path / "metrics.jsonl"),
         attempts=tuple(sorted({*folders, *(e.attempt for e in events if e.attempt > 0)})),
         endings={attempt: _ending(data) for attempt, data in endings.items() if data},
-        checkpoints=tuple(_numbered(path / "checkpoints", r"step-(\d+)")),
+        checkpoints=tuple(checkpoints),
         samples=_files(path, "samples", _PICTURES),
         meshes=_files(path, "meshes", _MESHES | _PICTURES),
         logs={attempt: log.relative_to(path) for attempt, log in logs.items() if log.is_file()},
+        environments=tuple(meta_in(list(checkpoints.values())[-1]).get("not_bitwise", ()))
+        if checkpoints
+        else (),
     )
 
 

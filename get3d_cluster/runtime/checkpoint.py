@@ -27,6 +27,7 @@ from get3d_cluster.runtime.checkpoint_files import (
     manifest_of,
     name_of,
     names_in,
+    not_bitwise_from,
     prune,
     signed,
     stands,
@@ -92,8 +93,11 @@ class CheckpointInfo:
     """Wall-clock time of writing, for display only."""
     digest: str
     state: str
-    """``ok``, ``damaged`` or ``unverified``."""
+    """``ok``, ``damaged``, ``unverified``, or ``unread`` of another tier than ``run`` that cannot be read now."""
     problem: str = ""
+    tier: str = "run"
+    not_bitwise_from: int | None = None
+    """Step from which on its bits may be others than the uninterrupted run's; None: they are the same."""
 
 
 class Checkpoints:
@@ -244,10 +248,37 @@ def body_of(
     return body | {"meta": dict(meta)} | ({"token": token} if token else {})
 
 
-def list_checkpoints(run: RunFolder, *, verify: bool = False) -> list[CheckpointInfo]:
-    """Return the published checkpoints of a run, oldest first; with ``verify`` every byte is checked. No torch."""
+def list_checkpoints(
+    run: RunFolder, *, verify: bool = False, more: Mapping[str, Storage] | None = None
+) -> list[CheckpointInfo]:
+    """Return the published checkpoints of a run, and those in ``more`` tiers, oldest first. No torch.
+
+    With ``verify`` every byte is checked. Raises: CheckpointError if the run's own cannot be read.
+    """
     storage = open_storage(run.checkpoints_dir)
-    return [_info(storage, name, verify=verify) for name in names_in(storage)]
+    found = [_info(storage, name, verify=verify) for name in names_in(storage)]
+    for tier, other in (more or {}).items():
+        found += _infos_elsewhere(tier, other, verify=verify)
+    return sorted(found, key=lambda info: (info.step, NEAR.index(info.tier)))
+
+
+def _infos_elsewhere(tier: str, storage: Storage, *, verify: bool) -> list[CheckpointInfo]:
+    """Return those in another tier than the run's own, which may be out of reach from here."""
+    found: list[CheckpointInfo] = []
+    try:
+        for name in names_in(storage):
+            found.append(replace(_info(storage, name, verify=verify), tier=tier))  # noqa: PERF401  what was read stays
+    except Exception as error:  # noqa: BLE001  each backend has kinds of its own
+        what = getattr(error, "what", f"{type(error).__name__}: {error}")
+        problem = f"cannot read {location_of(storage)}: {what}"
+        found.append(_unknown(0, "unread", problem, tier))
+    return found
+
+
+def _unknown(step: int, state: str, problem: str, tier: str = RUN) -> CheckpointInfo:
+    return CheckpointInfo(
+        step=step, epoch=0, images=0, num_bytes=0, t=0.0, digest="", state=state, problem=problem, tier=tier
+    )
 
 
 def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
@@ -319,16 +350,7 @@ def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:
         for _ in verified_files(storage, name, manifest) if verify else ():
             pass
     except DamagedError as error:
-        return CheckpointInfo(
-            step=step_of(name),
-            epoch=0,
-            images=0,
-            num_bytes=0,
-            t=0.0,
-            digest="",
-            state="damaged",
-            problem=str(error),
-        )
+        return _unknown(step_of(name), "damaged", str(error))
     meta = manifest["meta"]
     return CheckpointInfo(
         step=manifest["step"],
@@ -338,6 +360,7 @@ def _info(storage: Storage, name: str, *, verify: bool) -> CheckpointInfo:
         t=manifest["t"],
         digest=manifest["digest"],
         state="ok" if verify else "unverified",
+        not_bitwise_from=not_bitwise_from(meta),
     )
 
 

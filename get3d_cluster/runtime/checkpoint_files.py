@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -105,6 +106,26 @@ def manifest_of(storage: Storage, name: str) -> dict[str, Any]:
     if not is_exact:
         raise DamagedError(f"{name}/{MANIFEST} is not what was written, although its values are")
     return body
+
+
+def meta_in(folder: Path) -> dict[str, Any]:
+    """Return what the manifest in ``folder`` tells of a checkpoint; nothing if it cannot be read or is damaged."""
+    try:
+        data = json.loads((folder / MANIFEST).read_bytes())
+        meta: dict[str, Any] = data["body"]["meta"]
+        is_whole = _sha256(data["body"]) == data["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return meta if is_whole else {}
+
+
+def not_bitwise_from(meta: Mapping[str, Any]) -> int | None:
+    """Return the step from which on a checkpoint's bits may be others than the uninterrupted run's; None: the same.
+
+    >>> not_bitwise_from({"not_bitwise": [{"step": 12, "changed": {"threads": [1, 2]}}]})
+    12
+    """
+    return min((int(row["step"]) for row in meta.get("not_bitwise", ())), default=None)
 
 
 def files_by_part(manifest: Mapping[str, Any]) -> dict[str, str | None]:

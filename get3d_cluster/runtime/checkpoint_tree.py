@@ -71,6 +71,25 @@ def digest_plan(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n", tensor
 
 
+def shape_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return which tensors of a saved state do not fit the one that is wanted, with both shapes.
+
+    Parts in which nothing is wanted yet, as in an optimizer before its first step, have no say.
+    """
+    (_, before), (_, now) = pack_all(saved), pack_all(wanted)
+    found = []
+    for part in (part for part in now if part in before):
+        for name in {**before[part], **now[part]}:
+            old, new = (_shape(tensors.get(name)) for tensors in (before[part], now[part]))
+            if old != new:
+                found.append(f"{part}/{name} is {old}, wanted is {new}")
+    return found
+
+
+def _shape(tensor: Any) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))
+
+
 def flatten(state: Mapping[Any, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Return the leaves of nested mappings with their paths; a list or a tuple is one leaf. Raises: UsageError."""
     leaves: list[tuple[tuple[str, ...], Any]] = []

@@ -5,7 +5,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,33 +239,9 @@ class ProcessId:
         return self.boot == boot_id() and bool(self.start) and process_start(self.pid) == self.start
 
 
-def numeric_fingerprint() -> dict[str, Any]:
-    """Return what decides the bits of a computation: versions, threads, instruction set. Imports torch."""
-    import numpy as np
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "fp32": _fp32_precisions() if cuda else None,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
-def _fp32_precisions() -> dict[str, str]:
-    """Return how matrix products and convolutions treat float32: ieee, tf32, ... ; none: as torch.backends says."""
-    from torch import backends
-
-    conv = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch makes a class of this module
-    return {"matmul": backends.cuda.matmul.fp32_precision, "conv": conv}
+def variables_set(names: Iterable[str]) -> dict[str, str]:
+    """Return those of the variables ``names`` that are set, with their values."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def describe() -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.core.policy import best_period_s, is_save_due
-from get3d_cluster.errors import CheckpointError, FencedError, StorageError, UsageError
+from get3d_cluster.errors import CheckpointError, FencedError, Get3dError, StorageError, UsageError
 from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.checkpoint_files import not_bitwise_from
 from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
-from get3d_cluster.runtime.env import numeric_fingerprint
+from get3d_cluster.runtime.checkpoint_tree import shape_differences
 from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.runtime.session import FrozenWork, ItemWork, Session, Work
@@ -30,6 +32,8 @@ CONTENTION = 0.05
 """What a save in the background takes from training, as a share of the time that it is under way."""
 FAILED_SAVE_RATIO = 10
 """After a save that failed, so many times its duration go by before the next: a full disk costs a tenth at most."""
+MOST_SHOWN = 4
+"""Tensors that an error names."""
 SAFETY = 1.5
 """A save is begun only if the deadline leaves this many times the longest save so far."""
 
@@ -52,6 +56,8 @@ class Ended:
     step: int
     saved_step: int
     digest: str = ""
+    not_bitwise_from: int | None = None
+    """Step from which on the bits may be others than those of the uninterrupted run; None: they are the same."""
 
 
 class _Plan(StrEnum):
@@ -174,16 +180,21 @@ class _StepLoop:
         self._stall_s = 0.0
         self._longest_save_s = 0.0
         self._next_save_s = 0.0
+        self._on: dict[str, Any] = {}
+        """Numeric environment of this attempt."""
+        self._not_bitwise: list[dict[str, Any]] = []
+        """Where the run went on in another numeric environment, oldest first."""
 
     def resume(self) -> None:
         self._pulse.beat("starting", 0)
         loaded = self._load()
         if loaded is not None:
-            self._work.load(loaded.state)
+            _give_back(self._work, loaded)
             self._active_s = float(loaded.meta.get("active_s", 0.0))
         position = self._work.position()
         self._start_step = self._saved_step = self._begun_step = self._local_step = position.step
         self._session.metrics.rewind(position.step)
+        self._on = fingerprint_of_all(self._session.group, self._session.device)
         if self._session.rank == 0:
             values = {"step": position.step, "epoch": position.epoch, "images": position.images}
             self._session.events.write(
@@ -194,19 +205,18 @@ class _StepLoop:
                 world_size=self._session.world_size,
                 since_s=round(process_age_s(), 3),
             )
-            self._compare_environment(loaded, position.step)
+            self._compare_environment(loaded.meta if loaded else {}, position.step)
         self._progress.show(position, self._active_s, always=True)
         self._begun_s = time.monotonic()
         self._pulse.beat("starting", position.step)  # until the first step, which may have to compile
 
-    def _compare_environment(self, loaded: Loaded | None, step: int) -> None:
+    def _compare_environment(self, meta: Mapping[str, Any], step: int) -> None:
         """Say what changed of what decides bits; to go on is allowed, the promise of equal bits ends there."""
-        before, now = (loaded.meta.get("on", {}) if loaded else {}), numeric_fingerprint()
-        changed = {key: [before[key], now[key]] for key in before if before[key] != now.get(key)}
-        if changed:
-            self._session.events.write("environment", step=step, changed=changed)
-            names = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-            print(f"from step {step} on the bits are those of another environment: {names}", flush=True)
+        before = len(meta.get("not_bitwise", ()))
+        self._not_bitwise = not_bitwise_rows(meta, self._on, step, self._session.attempt)
+        for row in self._not_bitwise[before:]:
+            self._session.events.write("environment", step=step, changed=row["changed"])
+            print(f"not bitwise from step {step} on: {told(row['changed'])}", flush=True)
 
     def is_stopped(self) -> bool:
         """Say whether any worker got a notice before the first step."""
@@ -325,6 +335,7 @@ class _StepLoop:
             step=position.step,
             saved_step=self._saved_step,
             digest=digest,
+            not_bitwise_from=not_bitwise_from({"not_bitwise": self._not_bitwise}),
         )
 
     def _load(self) -> Loaded | None:
@@ -407,7 +418,7 @@ class _StepLoop:
             if self._session.rank == 0:
                 verdict = self._publish(position, state)
             verdict = self._session.group.broadcast(verdict)
-        self._stall_s = time.monotonic() - begun_s
+        self._stall_s += time.monotonic() - begun_s
         return verdict
 
     def _landed(self, verdict: Verdict, why: str, meta: Mapping[str, Any]) -> None:
@@ -488,9 +499,28 @@ class _StepLoop:
         return {
             "attempt": self._session.attempt,
             "world_size": self._session.world_size,
-            "on": numeric_fingerprint(),
+            "on": self._on,
+            **({"not_bitwise": self._not_bitwise} if self._not_bitwise else {}),
             **self._session.run.identity(),
         }
+
+
+def _give_back(work: Work, loaded: Loaded) -> None:
+    """Let ``work`` take over a saved state. Raises: UsageError naming tensors of other shapes, if it cannot."""
+    try:
+        work.load(loaded.state)
+    except Get3dError:
+        raise
+    except Exception as error:
+        differing = shape_differences(loaded.state, work.state())
+        if not differing:
+            raise
+        shown = "; ".join(differing[:MOST_SHOWN])
+        more = f"; {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""
+        raise UsageError(
+            f"the checkpoint of step {loaded.step} does not fit the configuration: {shown}{more}",
+            "nothing was lost: give the values of before with --allow-config-change, or train under another --name",
+        ) from error
 
 
 def _refuse_to_start_over(run: RunFolder) -> None:

@@ -142,10 +142,15 @@ class RunFolder:
         self.hold_path.unlink(missing_ok=True)
         self.stopped_path.unlink(missing_ok=True)
 
-    def clean(self) -> None:
-        """Remove what writers left in the run's own folders when they were killed."""
+    def clean(self, *, is_one_writer: bool = False) -> None:
+        """Remove what writers left in the run's own folders when they were killed.
+
+        ``is_one_writer``: nobody but the caller writes pictures and meshes, so that the newest remains go, too.
+        """
         for folder in (self.path, self.leases_dir, *map(self.attempt_dir, self.attempts())):
             clean_folder(folder)
+        for folder in (self.samples_dir, self.meshes_dir):
+            clean_folder(folder, is_ours=is_one_writer, is_deep=True)
 
     def saved_step(self) -> int:
         """Return how far the run would come back: its newest checkpoint by name, or the items it has done."""

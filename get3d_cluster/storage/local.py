@@ -68,15 +68,25 @@ def create(path: Path, data: Data) -> bool:
     return True
 
 
-def clean_folder(folder: Path) -> None:
-    """Remove what ``write_atomic`` left in ``folder`` when it was killed. Others may be writing there now."""
+def clean_folder(folder: Path, *, is_ours: bool = False, is_deep: bool = False) -> None:
+    """Remove what ``write_atomic`` left in ``folder`` when it was killed; with ``is_deep`` in the folders below, too.
+
+    Others may be writing there now, so that what is young stays; unless the folder ``is_ours`` alone.
+    """
     left: list[Path] = []
     with contextlib.suppress(OSError):
-        left += folder.glob(f"{ASIDE}*")
+        left += (folder.rglob if is_deep else folder.glob)(f"{ASIDE}*")
     for path in left:
         with contextlib.suppress(OSError):
-            if _now_there_s(folder) - path.stat().st_mtime > _WRITE_S:
-                path.unlink()
+            if is_ours or _now_there_s(folder) - path.stat().st_mtime > _WRITE_S:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def sync_file(path: Path) -> None:

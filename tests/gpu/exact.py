@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from get3d_cluster.runtime.env import WorkerEnv, child_environment, numeric_fingerprint, worker_variables
+from get3d_cluster.runtime.env import WorkerEnv, child_environment, worker_variables
+from get3d_cluster.runtime.fingerprint import numeric_fingerprint
 from get3d_cluster.train.config import BatchConfig
 from tests.gpu.setting import (
     Facts,
@@ -36,7 +37,7 @@ def check_steps_twice(setting: Setting) -> Facts:
         digests.append(run)
     assert digests[0] == digests[1], f"first differing step: {_first_difference(*digests)}"
     assert len(set(digests[0])) == STEPS, "a step changed nothing"
-    return {"digest": digests[0][-1], "on": numeric_fingerprint()}
+    return {"digest": digests[0][-1], "on": numeric_fingerprint(setting.device)}
 
 
 def check_resume_in_a_new_process(setting: Setting) -> Facts:

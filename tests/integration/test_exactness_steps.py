@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from get3d_cluster.config import find_job, load
+from get3d_cluster.runtime.checkpoint import list_checkpoints
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.simulate import new_run
 from tests import train_setup as setup
 from tests.workers import logs, run_to_end, start, stop, wait, wait_for_step
@@ -120,10 +121,12 @@ def test_another_number_of_threads_is_told_where_the_bits_may_part(tmp_path: Pat
     (told,) = changes(run)
     (resumed,) = (row for row in read_rows(run.events_path) if row["event"] == "resume")
     assert (told["attempt"], told["step"], told["changed"]) == (2, resumed["step"], {"threads": [1, 2]})
-    assert f"from step {told['step']} on" in run.log_path(2, 0).read_text()
+    assert f"not bitwise from step {told['step']} on" in run.log_path(2, 0).read_text()
     _set_threads(run, 1)
     run_to_end(run)
     assert [row["changed"] for row in changes(run)] == [{"threads": [1, 2]}, {"threads": [2, 1]}]
+    assert read_json(run.done_path)["not_bitwise_from"] == told["step"]
+    assert list_checkpoints(run)[-1].not_bitwise_from == told["step"]
 
 
 def changes(run: RunFolder) -> list[dict[str, Any]]:

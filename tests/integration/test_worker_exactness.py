@@ -62,7 +62,11 @@ def test_kill_9_of_all_workers_loses_at_most_one_checkpoint_interval(tmp_path, u
     leftover = run.attempt_dir(1) / ".writing-outcome.json-01"
     leftover.write_text("{")
     os.utime(leftover, (1, 1))
+    half_sheet = run.samples_dir / ".writing-000000048.png-01"
+    half_sheet.parent.mkdir(exist_ok=True)
+    half_sheet.write_text("")
     assert run_to_end(run, 2) == uninterrupted
+    assert not half_sheet.exists()
     resumed = next(row for row in read_rows(run.events_path) if row["event"] == "resume")
     assert not leftover.exists()
     assert reached - 5 <= resumed["step"] <= reached

@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_is_listed_and_ends_with_its_code(
 ) -> None:
     from get3d_cluster.runtime import checkpoint
 
-    def listed(_: RunFolder, *, verify: bool) -> list[checkpoint.CheckpointInfo]:
+    def listed(_: RunFolder, *, verify: bool, more: object) -> list[checkpoint.CheckpointInfo]:
         values = {"epoch": 1, "images": 2, "num_bytes": 1500, "t": 0.0, "digest": "ab" * 16}
         states = [(5, "damaged", "G.safetensors: digest differs"), (9, "ok", "")] if verify else []
         return [checkpoint.CheckpointInfo(step=s, state=state, problem=p, **values) for s, state, p in states]

@@ -107,3 +107,23 @@ def test_replacing_a_file_keeps_the_old_one_when_it_fails(tmp_path, monkeypatch)
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_remains_in_a_folder_of_one_writer_go_at_once_and_elsewhere_when_they_are_old(tmp_path):
+    def remains():
+        for name in (".writing-000.png-ab", "seed-1/.writing-a.obj-cd"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("half")
+        (tmp_path / ".writing-folder").mkdir(exist_ok=True)
+        (tmp_path / ".writing-folder" / "x").write_text("half")
+        (tmp_path / "seed-1" / "a.obj").write_text("whole")
+
+    def left():
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+
+    remains()
+    clean_folder(tmp_path, is_deep=True)
+    assert len(left()) == 4, "another process may be writing them"
+    clean_folder(tmp_path, is_ours=True, is_deep=True)
+    assert left() == ["seed-1/a.obj"]
+    clean_folder(tmp_path / "nowhere", is_ours=True, is_deep=True)
