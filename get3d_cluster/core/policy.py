@@ -68,22 +68,32 @@ def best_period_s(cost_s: float, interruptions: int, trained_s: float) -> float:
     return min(LONGEST_S, max(SHORTEST_S, math.sqrt(2.0 * cost_s * between_s)))
 
 
-def is_save_due(steps_since: int, seconds_since: float, config: CheckpointConfig) -> bool:
-    """Say whether a periodic checkpoint is due."""
+def is_save_due(
+    steps_since: int, seconds_since: float, config: CheckpointConfig, every_s: float | None = None
+) -> bool:
+    """Say whether a periodic checkpoint is due; ``every_s`` is for a period that was found by measurement."""
+    period_s = config.every_s if every_s is None else every_s
     by_steps = bool(config.every_steps) and steps_since >= config.every_steps
-    by_time = bool(config.every_s) and seconds_since >= config.every_s
+    by_time = bool(period_s) and seconds_since >= period_s
     return steps_since > 0 and (by_steps or by_time)
 
 
-def to_delete(steps: Sequence[int], config: CheckpointConfig) -> list[int]:
+def to_delete(steps: Sequence[int], config: CheckpointConfig, agreed_step: int | None = None) -> list[int]:
     """Return the steps, oldest first, whose checkpoints may go.
+
+    ``agreed_step`` is when all workers were last found to have equal weights: what was saved later may turn out to be
+    wrong, so the newest of then stays.
 
     >>> to_delete([10, 20, 30, 40], CheckpointConfig(keep_last=2, keep_every_steps=20))
     [10]
+    >>> to_delete([10, 20, 30, 40], CheckpointConfig(keep_last=2), agreed_step=15)
+    [20]
     """
-    newest = sorted(steps)[-config.keep_last :]
+    kept = set(sorted(steps)[-config.keep_last :])
+    if agreed_step is not None:
+        kept |= {max((step for step in steps if step <= agreed_step), default=-1)}
     every = config.keep_every_steps
-    return [step for step in sorted(steps) if step not in newest and not (every and step % every == 0)]
+    return [step for step in sorted(steps) if step not in kept and not (every and step % every == 0)]
 
 
 def _trailing_without_progress(outcomes: Sequence[Outcome]) -> list[Outcome]:

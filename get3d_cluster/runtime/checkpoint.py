@@ -118,7 +118,13 @@ class Checkpoints:
         self.config = config
         self.check_owner = check_owner
 
-    def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> Saved:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        agreed_step: int | None = None,
+    ) -> Saved:
         """Publish ``state`` as the checkpoint of ``step`` in the first tier, read it back, then let old ones go.
 
         Raises: FencedError if another attempt owns the run; StorageError, after which older checkpoints stand.
@@ -135,7 +141,7 @@ class Checkpoints:
         storage = self.tiers[RUN]
         if not stands(storage, step, digest):
             storage.write(name_of(step), {**files, MANIFEST: signed(body)})
-        prune(storage, step, self.config)
+        prune(storage, step, self.config, agreed_step)
         num_bytes = sum(len(data) for data in files.values())
         return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
 

@@ -181,13 +181,13 @@ def stands(storage: Storage, step: int, digest: str) -> bool:
     return False
 
 
-def prune(storage: Storage, newest: int, config: CheckpointConfig) -> None:
+def prune(storage: Storage, newest: int, config: CheckpointConfig, agreed_step: int | None = None) -> None:
     """Delete what may go, once ``newest`` was read back. Raises: StorageError if it is not what was written."""
     try:
         steps = [step_of(name) for name in names_in(storage)]
     except OSError:
         return  # nothing is lost by keeping them until the next save
-    going = [step for step in to_delete(steps, config) if step != newest]
+    going = [step for step in to_delete(steps, config, agreed_step) if step != newest]
     if going and _reads_back(storage, newest):
         for step in going:
             storage.delete(name_of(step))

@@ -55,6 +55,8 @@ class _Order:
     """Parts that are announced before they change, in the order in which they do."""
     places: list[dict[str, Any]]
     token: str
+    agreed_step: int | None
+    """See ``core.policy.to_delete``."""
 
 
 class Saver:
@@ -107,6 +109,7 @@ class Saver:
         why: str = "",
         later: Sequence[str] = (),
         tiers: Sequence[str] = (RUN,),
+        agreed_step: int | None = None,
     ) -> bool:
         """Send a save on its way; return False if the state is small, or has to be saved in this process.
 
@@ -129,6 +132,7 @@ class Saver:
             later=later,
             places=[self._place(tier) for tier in tiers],
             token=self._token(),
+            agreed_step=agreed_step,
         )
         memory, link = self._ends()
         self.flight = Flight(order, self._group, memory, link, self._checkpoints.check_owner)
@@ -445,6 +449,7 @@ class Flight:
             "rank": self._group.rank,
             "alone": self._group.world_size == 1,
             "again": is_again,
+            "agreed_step": order.agreed_step,
             "places": order.places,
             "body": body_of(order.step, "", {}, order.meta, order.token),
             "tree": json.dumps(order.tree),

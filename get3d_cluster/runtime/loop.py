@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
-from get3d_cluster.core.policy import best_period_s, is_save_due
 from get3d_cluster.errors import CheckpointError, FencedError, Get3dError, StorageError, UsageError
+from get3d_cluster.runtime.cadence import Cadence, interruptions_of
 from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, Saved
 from get3d_cluster.runtime.checkpoint_files import not_bitwise_from
 from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
@@ -20,7 +20,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
-from get3d_cluster.runtime.session import FrozenWork, ItemWork, Session, Work
+from get3d_cluster.runtime.session import FrozenWork, ItemWork, ReplicatedWork, Session, Work
 from get3d_cluster.runtime.watchdog import process_age_s
 
 PROGRESS_S = 1.0
@@ -28,8 +28,6 @@ ELEMENTS_A_SECOND = 8
 """Of a job array each element tells its progress, since none is sure to be there; together so often a second."""
 NEWS_S = 60.0
 """What another element told no longer ago, and what is further, is not overwritten."""
-CONTENTION = 0.05
-"""What a save in the background takes from training, as a share of the time that it is under way."""
 FAILED_SAVE_RATIO = 10
 """After a save that failed, so many times its duration go by before the next: a full disk costs a tenth at most."""
 MOST_SHOWN = 4
@@ -170,14 +168,16 @@ class _StepLoop:
         self._progress = Progress(session)
         self._active_s = 0.0
         self._saver = Saver(checkpoints, session.group)
-        session.copying.ask(self._saver.wait_for)
+        session.copying.ask(self._wait_for_copies)
         self._later = work.frozen_parts() if isinstance(work, FrozenWork) else ()
+        self._cadence = Cadence(config, interruptions_of(session.run, session.attempt))
         self._is_prepared = False
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
         self._begun_step = self._local_step = 0
         self._begun_s = time.monotonic()
-        self._stall_s = 0.0
+        self._stall_s = self._waited_s = 0.0
+        """What the save under way, or the last one, took from training: between steps, and inside of them."""
         self._longest_save_s = 0.0
         self._next_save_s = 0.0
         self._on: dict[str, Any] = {}
@@ -191,6 +191,8 @@ class _StepLoop:
         if loaded is not None:
             _give_back(self._work, loaded)
             self._active_s = float(loaded.meta.get("active_s", 0.0))
+            for what in loaded.damaged:
+                self._say(f"a checkpoint or a tier was passed over: {what}")
         position = self._work.position()
         self._start_step = self._saved_step = self._begun_step = self._local_step = position.step
         self._session.metrics.rewind(position.step)
@@ -216,7 +218,11 @@ class _StepLoop:
         self._not_bitwise = not_bitwise_rows(meta, self._on, step, self._session.attempt)
         for row in self._not_bitwise[before:]:
             self._session.events.write("environment", step=step, changed=row["changed"])
-            print(f"not bitwise from step {step} on: {told(row['changed'])}", flush=True)
+            self._say(f"not bitwise from step {step} on: {told(row['changed'])}")
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            print(line, flush=True)
 
     def is_stopped(self) -> bool:
         """Say whether any worker got a notice before the first step."""
@@ -269,16 +275,8 @@ class _StepLoop:
 
     def _is_save_due(self, position: Position) -> bool:
         now = time.monotonic()
-        is_due = is_save_due(position.step - self._begun_step, now - self._begun_s, self._cadence())
+        is_due = self._cadence.is_due(position.step - self._begun_step, now - self._begun_s, self._active_s)
         return is_due and now >= self._next_save_s and self._saver.flight is None
-
-    def _cadence(self) -> CheckpointConfig:
-        """Return when saves are due, with the period that was found best by now."""
-        if not self._config.auto or self._saved is None:
-            return self._config
-        cost_s = self._stall_s + CONTENTION * self._saved.seconds
-        period_s = best_period_s(cost_s, self._session.attempt - 1, self._active_s)
-        return dataclasses.replace(self._config, every_s=period_s)
 
     def _is_local_save_due(self, position: Position) -> bool:
         """Say, alike on all ranks, whether the near tier gets a checkpoint now."""
@@ -407,8 +405,25 @@ class _StepLoop:
     def _begin(self, position: Position, state: Mapping[str, Any], why: str, tiers: tuple[str, ...]) -> bool:
         """Send a save on its way, if another process can do it."""
         self._session.metrics.flush()
+        self._waited_s = 0.0
         meta = self._meta_of(position)
-        return self._saver.begin(position.step, state, meta, why=why, later=self._later, tiers=tiers)
+        return self._saver.begin(
+            position.step,
+            state,
+            meta,
+            why=why,
+            later=self._later,
+            tiers=tiers,
+            agreed_step=self._agreed_step(),
+        )
+
+    def _wait_for_copies(self, parts: Iterable[str]) -> None:
+        begun_s = time.monotonic()
+        self._saver.wait_for(parts)
+        self._waited_s += time.monotonic() - begun_s
+
+    def _agreed_step(self) -> int | None:
+        return self._work.agreed_step() if isinstance(self._work, ReplicatedWork) else None
 
     def _write_here(self, position: Position, state: Mapping[str, Any]) -> Verdict:
         """Write the state once for all workers, in the process of rank 0; the others wait for the verdict."""
@@ -456,12 +471,14 @@ class _StepLoop:
             self._tell("save-local", **values)
             return
         self._saved = Saved(**values)
+        stall_s = self._stall_s + self._waited_s
+        self._cadence.note(stall_s, self._saved.seconds)
         self._saved_step = self._saved.step
         self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
         if self._session.rank == 0:
             before = self._pulse.seconds | {"save": max(0.0, self._pulse.seconds["save"] - self._stall_s)}
             spent = {f"{part}_s": round(seconds, 3) for part, seconds in before.items()}
-            place = {"epoch": meta["epoch"], "images": meta["images"], "stall_s": round(self._stall_s, 4)}
+            place = {"epoch": meta["epoch"], "images": meta["images"], "stall_s": round(stall_s, 4)}
             self._session.events.write("save", why=why, **place, **values, **spent)
 
     def _save(self, why: str) -> None:
@@ -481,7 +498,8 @@ class _StepLoop:
 
     def _publish(self, position: Position, state: Mapping[str, Any]) -> Verdict:
         try:
-            saved = self._checkpoints.save(position.step, state, self._meta_of(position))
+            meta, agreed = self._meta_of(position), self._agreed_step()
+            saved = self._checkpoints.save(position.step, state, meta, agreed)
         except (FencedError, StorageError) as error:
             kind = "fenced" if isinstance(error, FencedError) else "storage"
             return {"error": error.what, "way_out": error.way_out, "kind": kind}

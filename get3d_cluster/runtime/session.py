@@ -102,6 +102,15 @@ class FrozenWork(Protocol):
         ...
 
 
+@runtime_checkable
+class ReplicatedWork(Protocol):
+    """Work whose workers compare their copies of the state now and then."""
+
+    def agreed_step(self) -> int | None:
+        """Return the step at which all copies were last known to be equal; None if there is one copy only."""
+        ...
+
+
 class ItemWork(Protocol):
     """A job of kind ``items``: workers share out files, which are the state; they never wait for each other."""
 

@@ -5,10 +5,12 @@ if and only if its ``manifest.json`` does. ``mode="create"`` makes two attempts 
 one of them. Source: fsspec documentation.
 """
 
+import mmap
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import fsspec
@@ -17,6 +19,9 @@ from get3d_cluster.errors import Get3dError, StorageError, UsageError
 from get3d_cluster.storage.base import Data
 
 LAST = "manifest.json"
+RANGE_BYTES = 1 << 24
+READERS = 8
+"""Ranges of one file on their way at a time."""
 WAITS_S = (0.5, 2.0, 8.0)
 """Pauses before a read is tried again; the backends try again by themselves for shorter troubles."""
 _PACKAGES = {
@@ -78,7 +83,9 @@ class RemoteStorage:
             ) from error
 
     def read(self, name: str, file: str) -> memoryview:
-        return memoryview(self._fs.cat_file(f"{self._root}/{name}/{file}"))
+        path = f"{self._root}/{name}/{file}"
+        size = int(self._fs.size(path))
+        return _by_ranges(self._fs, path, size) if size > RANGE_BYTES else memoryview(self._fs.cat_file(path))
 
     def list(self) -> list[str]:
         manifests = self._fs.glob(f"{self._root}/*/{LAST}")
@@ -99,6 +106,23 @@ class RemoteStorage:
         for folder in self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else ():
             if not self._fs.exists(f"{folder}/{LAST}") and not self._fs.exists(f"{folder}/{LAST}.damaged"):
                 self._fs.rm(folder, recursive=True)
+
+
+def _by_ranges(fs: Any, path: str, size: int) -> memoryview:
+    """Return a large file, several ranges of which travel at the same time. Raises: OSError if it is cut short."""
+    whole = memoryview(mmap.mmap(-1, size))
+
+    def fetch(start: int) -> None:
+        end = min(start + RANGE_BYTES, size)
+        data = fs.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} of {end - start} bytes came of {path}")
+        whole[start:end] = data
+
+    with ThreadPoolExecutor(READERS) as readers:
+        for _ in readers.map(fetch, range(0, size, RANGE_BYTES)):
+            pass
+    return whole
 
 
 class RemoteFolder:

@@ -109,6 +109,8 @@ class Get3dTrainer:
         self.counters = Counters()
         self._agreed_step: int | None = None
         """Step after which all workers were last found to have the same weights."""
+        self._start_step = 0
+        """Where this attempt began; all workers read the same state there."""
         self._first_reals: Judged | None = None
         """The real half of this worker's first shard of the discriminator's phase, if that is done already."""
         self._rows = _Rows(session, config)
@@ -178,6 +180,13 @@ class Get3dTrainer:
         load_optimizer(self._adam_d, state["adam_discriminator"])
         self._take_rates_from_config()
         self.counters = Counters(**state["counters"])
+        self._start_step = self.counters.step
+
+    def agreed_step(self) -> int | None:
+        """Return when all workers were last known to have the same weights; None if nobody compares."""
+        if self._session.world_size == 1 or not self.config.reduction.replica_check_every:
+            return None
+        return self._start_step if self._agreed_step is None else self._agreed_step
 
     # Phases
 

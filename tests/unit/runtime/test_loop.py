@@ -175,6 +175,21 @@ def test_an_attempt_elsewhere_that_left_nothing_marks_nothing(
     assert "not_bitwise" not in checkpoints_of(session).load().meta
 
 
+def test_a_damaged_checkpoint_is_told_in_the_log_and_in_the_event(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CheckpointConfig(every_steps=2, every_s=0)
+    run_steps(Count(session, told_at=5), session, checkpoints_of(session), config, lambda: IN_TIME)
+    newest = sorted(session.run.checkpoints_dir.glob("step-*"))[-1]
+    (newest / "state.json").write_bytes(b"{}")
+    session.notices.received.clear()
+    run_steps(Count(session, told_at=0), session, checkpoints_of(session), config, lambda: IN_TIME)
+    (resumed,) = (row for row in events_of(session) if row["event"] == "resume")
+    assert resumed["step"] == 4
+    assert f"{newest.name}/state.json is damaged" in resumed["damaged"][0]
+    assert resumed["damaged"][0] in capsys.readouterr().out
+
+
 class Shaped(Count):
     """Work with a layer of so many weights, and an optimizer that is filled by its first step."""
 

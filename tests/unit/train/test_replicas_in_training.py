@@ -27,3 +27,20 @@ def test_all_weights_of_both_networks_are_compared_every_so_many_steps(
     assert seen == [(2, None), (4, 2)]
     for prefix, model in (("generator", work.generator), ("discriminator", work.discriminator)):
         assert {f"{prefix}.{key}" for key in model.state_dict()} <= names
+
+
+def test_a_training_tells_when_its_copies_were_last_known_to_be_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What retention goes by: alone nobody compares; before the first comparison it is where the attempt began."""
+    config = setup.tiny_config(setup.dataset(tmp_path / "data"), "reduction.replica_check_every=2")
+    work = setup.trainer(config, tmp_path / "run")
+    work.step()
+    assert work.agreed_step() is None
+    saved = work.state()
+    monkeypatch.setattr(type(work._session), "world_size", property(lambda _: 2))
+    monkeypatch.setattr(work, "_agreed_step", None)
+    work.load(saved)
+    assert work.agreed_step() == 1
+    monkeypatch.setattr(work, "_agreed_step", 2)
+    assert work.agreed_step() == 2
