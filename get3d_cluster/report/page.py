@@ -14,6 +14,7 @@ import jinja2
 from get3d_cluster.errors import UsageError
 from get3d_cluster.report import curves, timeline
 from get3d_cluster.report.reading import Ending, Event, RunFacts, number, read_run, whole
+from get3d_cluster.report.viewer import write_viewer
 from get3d_cluster.runtime.fingerprint import told
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -93,13 +94,17 @@ def write_report(run_path: Path) -> Path:
     """
     if not run_path.is_dir():
         raise UsageError(f"{run_path} is no run folder", "list runs with: python launch.py status")
-    target = run_path / REPORT
-    write_atomic(target, page(read_run(run_path), run_path).encode(errors="replace"))
+    target, facts = run_path / REPORT, read_run(run_path)
+    viewer = write_viewer(run_path, facts.meshes)
+    write_atomic(target, page(facts, run_path, viewer).encode(errors="replace"))
     return target
 
 
-def page(facts: RunFacts, run_path: Path) -> str:
-    """Return the report as HTML; ``run_path`` is asked for file sizes and for where the time went."""
+def page(facts: RunFacts, run_path: Path, viewer: Path | None = None) -> str:
+    """Return the report as HTML; ``run_path`` is asked for file sizes and for where the time went.
+
+    ``viewer`` is a page in the run folder that shows the meshes.
+    """
     goodput = goodput_of(RunFolder(run_path))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -124,6 +129,7 @@ def page(facts: RunFacts, run_path: Path) -> str:
         paper=curves,
         samples=sample_series(facts.samples),
         meshes=mesh_cards(facts.meshes, run_path),
+        viewer=link(viewer) if viewer else "",
     )
 
 
