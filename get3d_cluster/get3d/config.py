@@ -130,6 +130,8 @@ class RenderConfig:
     """Full field of view of the square image: 2 atan(16 / 35), a 35 mm lens on a 32 mm sensor."""
     antialias: Literal["walk", "standard"] = "walk"
     """How silhouette edges are found; `standard` is upstream's, which loses most of the mask's gradient."""
+    rasterizer: Literal["auto", "numba", "torch", "nvdiffrast"] = "auto"
+    """What finds visible triangles; auto: numba on the CPU, torch on CUDA. nvdiffrast: to be installed, CUDA only."""
     antialias_rgb: bool = False
     """Antialias the colours as well, without a gradient to the shape; needed at 64 px."""
 

@@ -269,7 +269,8 @@ class Generator(nn.Module):
     def _surface(self, shapes: Shapes, cameras: Tensor, size_px: int) -> Surface:
         config = self.config.render
         matrices = clip_matrices(cameras[:, 0], cameras[:, 1], radius=config.radius, fov_deg=config.fov_deg)
-        return raster.render_meshes(shapes.meshes, matrices, (size_px, size_px), mode=config.antialias)
+        size, mode, backend = (size_px, size_px), config.antialias, config.rasterizer
+        return raster.render_meshes(shapes.meshes, matrices, size, mode=mode, backend=backend)
 
 
 def _colour_layer(fields: FieldsConfig, style_channels: int) -> Palette | ModulatedLinear:

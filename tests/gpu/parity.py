@@ -336,48 +336,141 @@ def check_first_step(setting: Setting) -> Facts:
     return found
 
 
+def check_rasterizer_operations(setting: Setting) -> Facts:
+    """Every operation of the rasterizer by itself: forward, gradients, and where it has one the second order."""
+    facts: Facts = {}
+    size = (17, 24) if setting.toy else (200, 256)
+    for dtype, limit in ((torch.float32, CLOSE), (torch.float64, CLOSE_FLOAT64)):
+        name = str(dtype).removeprefix("torch.")
+        ours, theirs = (_operations(setting, size, dtype, device) for device in (setting.device, "cpu"))
+        for key in [key for key, value in theirs.items() if not value.is_floating_point()]:
+            same(ours.pop(key), theirs.pop(key), f"{name}: {key}")
+        found = {key: difference(ours[key], theirs[key]) for key in theirs}
+        within(limit * (10 if dtype is torch.float32 else 1), found)
+        facts |= {f"{name}: {key}": value for key, value in found.items()}
+    return facts
+
+
+def _operations(
+    setting: Setting, size: tuple[int, int], dtype: torch.dtype, device: str
+) -> dict[str, Tensor]:
+    """Return what each operation makes, and its gradients for random cotangents."""
+    numerics.fix(device)
+    verts, tri = _meshes(6 if setting.toy else 16).mesh(1)
+    matrices = clip_matrices(torch.tensor([0.3, 2.0], dtype=dtype), torch.tensor([1.3, 0.8], dtype=dtype))
+    start = to_clip(verts[None].to(dtype), matrices[:, None])
+    pos, tri = start.to(device).requires_grad_(), tri.to(device)
+    generator = torch.Generator().manual_seed(4)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype).to(device)
+
+    ids = raster.visibility(pos, tri, size, backend="torch")
+    frag = raster.fragments(ids, pos, tri)
+    topo = raster.topology(tri, pos.shape[1], backend="torch")
+    bary, depth = raster.barycentrics(frag, pos)
+    made = {"ids": ids, "pixels": frag.idx, "vertices": frag.vert, "twins": topo.twin}
+    made |= {"barycentrics": bary, "depth": depth}
+    (first,) = torch.autograd.grad((bary * numbers(*bary.shape)).sum(), pos, create_graph=True)
+    (second,) = torch.autograd.grad((first * numbers(*first.shape)).sum(), pos, retain_graph=True)
+    made |= {"barycentrics: gradient": first, "barycentrics: second order": second}
+    for kind, batch in (("shared", 1), ("own", len(pos))):
+        attr = numbers(batch, pos.shape[1], 3).requires_grad_()
+        image = raster.to_image(frag, raster.interpolate(frag, bary, attr), 0.5)
+        by = torch.autograd.grad((image * numbers(*image.shape)).sum(), [pos, attr], retain_graph=True)
+        made |= {f"{kind} attribute": image, f"{kind} attribute: to positions": by[0]}
+        made |= {f"{kind} attribute: to attribute": by[1]}
+    for mode, pairs in (("walk", "all"), ("walk", "coverage"), ("standard", "all")):
+        picture = numbers(len(pos), *size, 2).requires_grad_()
+        kind = {"mode": mode, "pairs": pairs, "backend": "torch"}
+        outline = raster.blends(frag, depth, pos, tri, topo, **kind)  # type: ignore[arg-type]
+        smooth = raster.blend(picture, outline)
+        by = torch.autograd.grad((smooth * numbers(*smooth.shape)).sum(), [picture, pos])
+        what = f"antialias {mode} {pairs}"
+        made |= {f"{what}: from": outline.source, f"{what}: to": outline.target, what: smooth}
+        made |= {f"{what}: to image": by[0], f"{what}: to positions": by[1]}
+    return made
+
+
+def check_rasterizer_repeats(setting: Setting) -> Facts:
+    """A render and its gradient, three times: the same bits on the device."""
+    numerics.fix(setting.device)
+    meshes, size = _meshes(6 if setting.toy else 24), 24 if setting.toy else 512
+    matrices = clip_matrices(torch.tensor([0.3, 2.0, 4.1]), torch.tensor([1.3, 1.5, 0.9]))
+    first, gradient = _render(meshes, matrices, size, "walk", setting.device)
+    for _ in range(2):
+        again, its_gradient = _render(meshes, matrices, size, "walk", setting.device)
+        same(again.soft, first.soft, "mask")
+        same(its_gradient, gradient, "gradient")
+    return {"numbers compared": 2 * (first.soft.numel() + gradient.numel())}
+
+
 def check_against_nvdiffrast(setting: Setting) -> Facts:
-    """Rasterizer test 20: ids, masks, barycentrics, standard antialiasing and its gradient."""
+    """Rasterizer test 20: ids, masks, barycentrics, standard antialiasing and its gradient; nvdiffrast as a backend."""
     if not setting.has("nvdiffrast"):
         raise Skipped("nvdiffrast is missing: our rasterizer is not compared with it")
     import nvdiffrast.torch as dr
 
-    size = 512
-    meshes = _meshes(20)
-    verts, faces = (part.to(setting.device) for part in meshes.mesh(0))
+    size, cells = (96, 6) if setting.toy else (512, 20)
+    verts, faces = (part.to(setting.device) for part in _meshes(cells).mesh(0))
     matrices = clip_matrices(torch.tensor([0.3, 2.0]), torch.tensor([1.3, 1.1])).to(setting.device)
-    pos = to_clip(verts[None], matrices[:, None]).contiguous()
-    context = dr.RasterizeCudaContext()
-    theirs, _ = dr.rasterize(context, pos, faces.contiguous(), resolution=[size, size])
-    ids = raster.visibility(pos, faces, (size, size))
-    their_ids = theirs[..., 3].int()
-    covered, their_covered = ids > 0, their_ids > 0
-    both = covered & their_covered
-    agree = both & (ids == their_ids)
-    differing = 1 - float(agree.sum() / both.sum())
-    masks = float((covered != their_covered).sum() / covered.sum())
+    pos, faces = to_clip(verts[None], matrices[:, None]).contiguous(), faces.contiguous()
+    theirs, _ = dr.rasterize(dr.RasterizeCudaContext(device=setting.device), pos, faces, [size, size])
+    their_ids = theirs[..., 3].to(torch.int32)
+    same(raster.visibility(pos, faces, (size, size), backend="nvdiffrast"), their_ids, "ids as a backend")
+    _check_packed_nvdiffrast(pos, faces, size, their_ids)
+    ids = raster.visibility(pos, faces, (size, size), backend="torch")
+    covered, agree = ids > 0, (ids > 0) & (ids == their_ids)
+    apart = covered & (their_ids > 0) & ~agree
     frag = raster.fragments(ids, pos, faces)
     bary, depth = raster.barycentrics(frag, pos)
     mine = raster.to_image(frag, torch.cat([bary[:, :2], depth[:, None]], dim=1))
-    values = float((mine - theirs[..., :3])[agree].abs().max())
-    antialiased, cosine = _antialias_against(dr, pos, faces, theirs, verts, matrices, size)
+    inside = raster.to_image(frag, (bary.detach().amin(dim=1, keepdim=True) >= 0).to(bary))[..., 0] > 0
     facts = {
-        "ids differ": differing,
-        "masks differ": masks,
-        "largest difference of u, v, z": values,
-        "antialiased masks, mean difference": antialiased,
-        "cosine of gradients": cosine,
+        "ids differ": float(apart.sum() / covered.sum()),
+        "masks differ": float((covered != (their_ids > 0)).sum() / covered.sum()),
+        "px to the nearest edge where ids differ": float(
+            (_edge_distance(frag, pos) * apart).amax() if apart.any() else 0
+        ),
+        "u, v, z where ids agree": float((mine - theirs[..., :3])[agree & inside].abs().max()),
     }
-    within(0.06, {"ids differ": differing})
-    within(0.003, {"masks differ": masks})
-    within(1e-3, {"u, v, z": values})
-    within(0.01, {"1 - cosine": 1 - cosine})
+    facts |= _antialias_against(dr, (pos, faces, verts, matrices), theirs, size)
+    within(0.06, {"ids differ": facts["ids differ"]})
+    within(0.003 if not setting.toy else 0.02, {"masks differ": facts["masks differ"]})
+    within(0.125, {"px to edge": facts["px to the nearest edge where ids differ"]})
+    within(1e-4, {key: facts[key] for key in ("u, v, z where ids agree", "antialiased where both acted")})
+    within(0.01, {"1 - cosine": 1 - facts["cosine of gradients"]})
     return facts
 
 
+def _check_packed_nvdiffrast(pos: Tensor, faces: Tensor, size: int, expected: Tensor) -> None:
+    """Draw both views as two meshes of one array, with an empty one between them."""
+    count, num_vertices = len(faces), pos.shape[1]
+    twice = torch.cat([faces, faces + num_vertices])
+    ranges = torch.tensor([[0, count], [count, 0], [count, count]])
+    where = {"ranges": ranges, "backend": "nvdiffrast"}
+    ids = raster.visibility(pos.reshape(-1, 4), twice, (size, size), **where)  # type: ignore[arg-type]
+    same(ids[0], expected[0], "first packed mesh")
+    assert not ids[1].any(), "an empty mesh is seen"
+    same(ids[2] - count * (ids[2] > 0).int(), expected[1], "last packed mesh")
+
+
+def _edge_distance(frag: raster.Fragments, pos: Tensor) -> Tensor:  # [B, H, W]
+    """Return how far pixel centres lie from the edges of the triangle that they see, in pixels; 0 outside."""
+    _, height, width = frag.shape
+    flat = pos.reshape(-1, 4)
+    xy = (flat[:, :2] / flat[:, 3:] * 0.5 + 0.5) * torch.tensor([width, height], device=pos.device)
+    corners = xy[frag.vert]
+    offset = torch.stack([frag.px, frag.py], dim=1)[:, None] + 0.5 - corners
+    way = corners.roll(-1, dims=1) - corners
+    cross = way[..., 0] * offset[..., 1] - way[..., 1] * offset[..., 0]
+    return raster.to_image(frag, (cross.abs() / way.norm(dim=2).clamp(min=1e-9)).amin(dim=1)[:, None])[..., 0]
+
+
 def _antialias_against(
-    dr: Any, pos: Tensor, faces: Tensor, rast: Tensor, verts: Tensor, matrices: Tensor, size: int
-) -> tuple[float, float]:
+    dr: Any, scene: tuple[Tensor, Tensor, Tensor, Tensor], rast: Tensor, size: int
+) -> Facts:
+    pos, faces, verts, matrices = scene
     generator = torch.Generator().manual_seed(9)
     smooth = torch.randn(1, 1, 8, 8, generator=generator)
     weights = torch.nn.functional.interpolate(smooth, (size, size), mode="bicubic")[:, 0, :, :, None].to(
@@ -385,14 +478,25 @@ def _antialias_against(
     )
     leaf = verts.clone().requires_grad_()
     moved = to_clip(leaf[None], matrices[:, None]).contiguous()
-    theirs = dr.antialias((rast[..., 3:] > 0).float().contiguous(), rast, moved, faces.contiguous())
+    hard = (rast[..., 3:] > 0).float().contiguous()
+    theirs = dr.antialias(hard, rast.detach().contiguous(), moved, faces)
     (their_gradient,) = torch.autograd.grad((theirs * weights).sum(), leaf)
     leaf = verts.clone().requires_grad_()
-    ours = raster.render_surface(leaf, faces, matrices, (size, size), mode="standard").soft
-    (gradient,) = torch.autograd.grad((ours * weights).sum(), leaf)
+    surface = raster.render_surface(leaf, faces, matrices, (size, size), mode="standard", backend="torch")
+    (gradient,) = torch.autograd.grad((surface.soft * weights).sum(), leaf)
     cosine = float((gradient * their_gradient).sum() / (gradient.norm() * their_gradient.norm()))
     assert math.isfinite(cosine), "no gradient"
-    return float((ours - theirs).detach().abs().mean()), cosine
+    apart = (surface.frag.tri_id != rast[..., 3].to(torch.int32)).float()[:, None]
+    alike = torch.nn.functional.max_pool2d(apart, 3, 1, 1)[:, 0, :, :, None] == 0
+    both = alike & (surface.soft != surface.hard) & (theirs != hard)
+    assert both.any(), "no pixel where both acted"
+    gap = (surface.soft - theirs).detach().abs()
+    return {
+        "antialiased masks, mean difference": float(gap.mean()),
+        "antialiased where both acted": float(gap[both].quantile(0.99)),
+        "antialiased where both acted, largest": float(gap[both].max()),
+        "cosine of gradients": cosine,
+    }
 
 
 CHECKS = (
@@ -400,6 +504,8 @@ CHECKS = (
     check_visibility,
     check_marching_tets,
     check_rasterizer_gradients,
+    check_rasterizer_operations,
+    check_rasterizer_repeats,
     check_texture_lookup,
     check_generator,
     check_discriminator,

@@ -4,6 +4,7 @@ Nothing here can fail for being slow; read the numbers.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -57,7 +58,7 @@ MODES: dict[str, dict[str, bool]] = {  # free: without deterministic algorithms
 
 
 def check_visibility(setting: Setting) -> Facts:
-    """Milliseconds of `visibility` and of a whole render with gradient, 4 views at 1024 px, by mesh."""
+    """Milliseconds of `visibility` (and nvdiffrast's) and of a render with gradient, 4 views at 1024 px, by mesh."""
     facts: Facts = {}
     cells, size = (4, 32) if setting.toy else (36, 1024)
     for name, meshes in _meshes(cells, setting.device).items():
@@ -65,12 +66,16 @@ def check_visibility(setting: Setting) -> Facts:
         counts = meshes.vert_ranges[:, 1].to(setting.device)
         pos = to_clip(meshes.verts, matrices.repeat_interleave(counts, dim=0))
 
-        def visible(meshes: Any = meshes, pos: Tensor = pos) -> Tensor:
-            where = {"ranges": meshes.face_ranges, "backend": "torch"}
+        def visible(meshes: Any = meshes, pos: Tensor = pos, backend: str = "torch") -> Tensor:
+            where = {"ranges": meshes.face_ranges, "backend": backend}
             return raster.visibility(pos, meshes.faces, (size, size), **where)
 
         facts[f"{name}: triangles"] = int(meshes.face_ranges[0, 1])
         facts[f"{name}: visibility, ms"] = milliseconds(setting, visible)
+        if setting.has("nvdiffrast"):
+            facts[f"{name}: visibility by nvdiffrast, ms"] = milliseconds(
+                setting, functools.partial(visible, backend="nvdiffrast")
+            )
         facts[f"{name}: render and gradient, ms"] = milliseconds(
             setting, lambda meshes=meshes, matrices=matrices: _rendered(meshes, matrices, size)
         )

@@ -14,6 +14,7 @@ import torch
 
 from get3d_cluster import config as configuration
 from jobs.train import Config
+from tests import fake_nvdiffrast
 from tests.gpu import fullsize, parity
 from tests.gpu import setting as shared
 from tests.gpu.__main__ import PARTS
@@ -53,6 +54,14 @@ def test_nothing_mixes_devices_or_uses_what_is_not_deterministic_on_cuda(
 ) -> None:
     with pretend_cuda() as device:
         assert check(Setting(device=device, folder=tmp_path, toy=True))
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_comparison_with_nvdiffrast_runs_against_a_stand_in(tmp_path: Path) -> None:
+    with pretend_cuda() as device, fake_nvdiffrast.installed() as calls:
+        facts = parity.check_against_nvdiffrast(Setting(device=device, folder=tmp_path, toy=True))
+    assert set(calls) == {"rasterize", "antialias"}
+    assert facts["ids differ"] > 0  # its grid is coarser
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses() -> None:

@@ -75,7 +75,7 @@ def blends(  # noqa: PLR0913  # as `antialias`
     size = frag.shape[1:]
     flat = pos_clip.reshape(-1, 4)
     found = pixel_pairs(frag, depth, pos_clip.shape[1] if pos_clip.dim() == 3 else 0, pairs)
-    edge = silhouette_edges(found, project(flat.detach(), size), tri, topo, mode=mode, backend=backend)
+    edge = silhouette_edges(found, flat, tri, topo, size, mode=mode, backend=backend)
     used = (edge[:, 0] >= 0).nonzero()[:, 0]
     crossed = found.at(used)
     distance = _crossing(crossed, gather(flat, edge[used]), size).to(pos_clip.dtype)

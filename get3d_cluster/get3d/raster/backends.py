@@ -1,4 +1,7 @@
-"""Which implementation does the discrete work (visibility, silhouettes). All give the same bits."""
+"""Which implementation does the discrete work (visibility, topology, silhouettes).
+
+numba and torch give the same bits. nvdiffrast is asked for visibility only, and decides on a coarser grid.
+"""
 
 from functools import cache
 from importlib.util import find_spec
@@ -6,7 +9,7 @@ from typing import Literal, cast
 
 import torch
 
-Backend = Literal["numba", "torch"]
+Backend = Literal["numba", "torch", "nvdiffrast"]
 
 _INSTALL = {
     "numba": "pip install -r requirements.txt",
@@ -24,14 +27,12 @@ def choose_backend(backend: str, device: torch.device) -> Backend:
         return "numba" if device.type == "cpu" and _installed("numba") else "torch"
     if backend in ("numba", "nvdiffrast") and not _installed(backend):
         raise RuntimeError(f'backend="{backend}" is not installed; {_INSTALL[backend]}')
-    if backend == "nvdiffrast":
-        raise RuntimeError(
-            f'backend="nvdiffrast" is not supported by this version; use "auto" (see {_INSTALL[backend]})'
-        )
-    if backend not in ("numba", "torch"):
-        raise ValueError(f'backend="{backend}" must be "auto", "numba" or "torch"')
+    if backend not in ("numba", "torch", "nvdiffrast"):
+        raise ValueError(f'backend="{backend}" must be "auto", "numba", "torch" or "nvdiffrast"')
     if backend == "numba" and device.type != "cpu":
         raise ValueError(f'backend="numba" works on the CPU, not on {device}; use "auto" or "torch"')
+    if backend == "nvdiffrast" and device.type != "cuda":
+        raise ValueError(f'backend="nvdiffrast" works on CUDA, not on {device}; use "auto" or "torch"')
     return cast("Backend", backend)
 
 

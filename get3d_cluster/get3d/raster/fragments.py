@@ -68,21 +68,25 @@ def barycentrics(
     centre_x = ((frag.px.to(corners) + 0.5) * (2.0 / width) - 1.0)[:, None]
     centre_y = ((frag.py.to(corners) + 0.5) * (2.0 / height) - 1.0)[:, None]
     x, y, z, w = corners.unbind(dim=2)
-    x, y = x - centre_x * w, y - centre_y * w
-    opposite = x.roll(-1, 1) * y.roll(-2, 1) - x.roll(-2, 1) * y.roll(-1, 1)
-    bary = _normalised(opposite)
+    x, y = torch.addcmul(x, centre_x, w, value=-1.0), torch.addcmul(y, centre_y, w, value=-1.0)
+    bary = _normalised(torch.linalg.cross(x, y, dim=1))
     with torch.no_grad():
-        depth = (bary * z).sum(dim=1) / (bary * w).sum(dim=1)
+        depth = _total(bary * z) / _total(bary * w)
     return bary, depth
 
 
 def _normalised(weight: Tensor) -> Tensor:
-    total, size = weight.sum(dim=1, keepdim=True), weight.detach().abs().sum(dim=1, keepdim=True)
+    total, magnitude = _total(weight), weight.detach().abs()
+    size = _total(magnitude)
     sound = (total.detach().abs() >= MIN_SHARE * size) & (size > 0)
-    exact = weight / torch.where(sound, total, 1.0)
-    forced = weight.detach().abs() / torch.where(size > 0, size, 1.0)
-    forced = torch.where(size > 0, forced, 1.0 / 3.0)  # shrunk to a point: no corner is better than another
-    return torch.where(sound, exact, forced)
+    nowhere = (size == 0).to(weight)  # shrunk to a point: no corner is better than another
+    above = torch.where(sound[:, None], weight, magnitude + nowhere[:, None])
+    return above / torch.where(sound, total, size + 3.0 * nowhere)[:, None]
+
+
+def _total(terms: Tensor) -> Tensor:
+    """Return the sum of [P, 3] over its corners; several times faster than `sum` on so short an axis."""
+    return terms[:, 0] + terms[:, 1] + terms[:, 2]
 
 
 def interpolate(
@@ -106,7 +110,7 @@ def to_image(
     """Put values of covered pixels into images."""
     batch, height, width = frag.shape
     blank = values.new_full((batch * height * width, values.shape[1]), fill)
-    return blank.index_copy(0, frag.idx, values).view(batch, height, width, -1)
+    return blank.index_copy_(0, frag.idx, values).view(batch, height, width, values.shape[1])
 
 
 def gather(

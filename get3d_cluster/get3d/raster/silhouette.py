@@ -66,8 +66,8 @@ def project(pos: Tensor, size: tuple[int, int]) -> Screen:
     exact = pos.double()
     ok = exact.detach().isfinite().all(dim=1) & (exact.detach()[:, 3] > MIN_W)
     exact = torch.where(ok[:, None], exact, 1.0)
-    extent = torch.tensor([size[1], size[0]], dtype=torch.float64, device=pos.device)
-    return Screen(xy=(exact[:, :2] / exact[:, 3:] * 0.5 + 0.5) * extent, ok=ok)
+    column, row = (exact[:, :2] / exact[:, 3:] * 0.5 + 0.5).unbind(dim=1)
+    return Screen(xy=torch.stack([column * size[1], row * size[0]], dim=1), ok=ok)
 
 
 def pixel_pairs(
@@ -89,7 +89,8 @@ def pixel_pairs(
     first = (place[:, 0] * height + place[:, 1]) * width + place[:, 2]
     second = first + torch.where(vertical, width, 1)
 
-    distance = depth.new_full((batch * height * width,), torch.inf).index_copy(0, frag.idx, depth.detach())
+    distance = depth.new_full((batch * height * width,), torch.inf)
+    distance.index_copy_(0, frag.idx, depth.detach())
     forward = distance[first] <= distance[second]
     near = torch.where(forward, first, second)
     image = place[:, 0]
@@ -107,9 +108,10 @@ def pixel_pairs(
 
 def silhouette_edges(
     pairs: Pairs,
-    screen: Screen,
+    pos: Tensor,  # [M, 4] clip
     tri: Tensor,  # [F, 3] int32
     topo: Topology,
+    size: tuple[int, int],
     *,
     mode: Mode = "walk",
     backend: str = "auto",
@@ -128,9 +130,9 @@ def silhouette_edges(
     steps = MAX_STEPS if mode == "walk" else 1
     if choose_backend(backend, tri.device) == "numba":
         from get3d_cluster.get3d.raster.silhouette_numba import walk  # compiles: only if used
-    else:
-        walk = _walk
-    return walk(pairs, screen, tri, topo, steps)
+
+        return walk(pairs, pos.detach(), tri, topo, size, steps)
+    return _walk(pairs, project(pos.detach(), size), tri, topo, steps)
 
 
 def _walk(pairs: Pairs, screen: Screen, tri: Tensor, topo: Topology, max_steps: int) -> Tensor:
@@ -151,9 +153,10 @@ def _walk(pairs: Pairs, screen: Screen, tri: Tensor, topo: Topology, max_steps: 
         on = reached & (twin >= 0) & (next_at >= highest - FOLD_PX)
         ends = torch.stack([tri[face, edge], tri[face, (edge + 1) % 3]], dim=1).long() + here.offset[:, None]
         counts = reached & ~on & (at > -SLACK_PX) & _steep(screen.xy, ends, here.vertical)
-        found[going[counts]] = ends[counts]
-        going, face, edge, at = going[on], next_face[on], next_edge[on], next_at[on]
-        highest = torch.maximum(highest[on], at)
+        found[going] = torch.where(counts[:, None], ends, -1)
+        kept = on.nonzero()[:, 0]  # on CUDA the one wait of a step
+        going, face, edge, at = going[kept], next_face[kept], next_edge[kept], next_at[kept]
+        highest = torch.maximum(highest[kept], at)
     return found
 
 

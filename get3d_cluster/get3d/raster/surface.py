@@ -59,7 +59,8 @@ def render_meshes(
             f"clip_matrices {list(clip_matrices.shape)} must hold one camera for each of {len(packed)} meshes"
         )
     counts = packed.vert_ranges[:, 1].to(clip_matrices.device)
-    pos_clip = to_clip(packed.verts, clip_matrices.repeat_interleave(counts, dim=0))
+    each = clip_matrices.repeat_interleave(counts, dim=0, output_size=len(packed.verts))
+    pos_clip = to_clip(packed.verts, each)
     ids = visibility(pos_clip, packed.faces, size, ranges=packed.face_ranges, backend=backend)
     return _render(packed.verts, pos_clip, packed.faces, ids, mode, backend)
 

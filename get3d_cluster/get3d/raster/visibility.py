@@ -14,7 +14,8 @@ from torch import Tensor
 from get3d_cluster.get3d.raster.backends import choose_backend
 from get3d_cluster.get3d.raster.inputs import Scene, scene
 
-SUBPIXELS = 256
+SUBPIXEL_BITS = 8
+SUBPIXELS = 1 << SUBPIXEL_BITS
 HALF = SUBPIXELS // 2
 
 MIN_W = 1e-6
@@ -64,13 +65,14 @@ def visibility(
 
 def visible_ids(what: Scene, backend: str) -> Tensor:
     """Return [B, H, W] int32 as `visibility` does, for arguments already checked."""
-    if choose_backend(backend, what.pos.device) == "numba":  # imported here: numba takes most of a second
-        from get3d_cluster.get3d.raster.visibility_numba import nearest_keys
+    chosen = choose_backend(backend, what.pos.device)
+    if chosen == "numba":  # imported here: numba takes most of a second
+        from get3d_cluster.get3d.raster.visibility_numba import nearest_ids
+    elif chosen == "nvdiffrast":
+        from get3d_cluster.get3d.raster.visibility_nvdiffrast import nearest_ids
     else:
-        from get3d_cluster.get3d.raster.visibility_torch import nearest_keys
-    key = nearest_keys(what, snap(what.pos, what.size))
-    ids = (key & ((1 << ID_BITS) - 1)) + 1
-    return torch.where(key == NOTHING, 0, ids).to(torch.int32)
+        from get3d_cluster.get3d.raster.visibility_torch import nearest_ids
+    return nearest_ids(what)
 
 
 def snap(pos: Tensor, size: tuple[int, int]) -> Snapped:
