@@ -37,7 +37,7 @@ Render = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 CELLS = (18, 36, 60)
 SIZES_PX = (64, 128, 256, 512, 1024)
-ROUND_S = 1.0
+ROUND_S = 0.6
 """Rounds are repeated for about so long, at least 3 times."""
 RESULT = Path(__file__).parent / "results" / "rasterizer.json"
 

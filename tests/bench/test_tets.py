@@ -83,7 +83,7 @@ def least_ms(extract: Extract, grid: TetGrid, sdf: Tensor, gradient: bool) -> fl
         0,
     )
     sdf = sdf.clone().requires_grad_(gradient)
-    while rounds < 3 or time.perf_counter() - begun_s < 1.0:
+    while rounds < 3 or time.perf_counter() - begun_s < 0.6:
         begun = time.process_time()
         verts, _ = extract(positions, sdf, grid)
         if gradient:
