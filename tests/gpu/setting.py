@@ -143,7 +143,7 @@ def car() -> TrainerConfig:
         batch=BatchConfig(num_shards=8, shard_size=4),
         generator=GeneratorConfig(grid=GridConfig(tet_res=90), render=RenderConfig(image_size_px=1024)),
         discriminator=DiscriminatorConfig(image_size_px=1024),
-        loss=LossConfig(gamma_rgb=40.0, gamma_mask=40.0),
+        loss=LossConfig(gamma_rgb=40.0, gamma_mask=40.0, gamma_scale="pixels_per_batch"),
         watch=WatchConfig(preview_every_s=600.0, psi=0.7, measure_every_s=1800.0),
     )
 
