@@ -186,7 +186,8 @@ def crossing_points(
 
 def _crossing_edges(inside: Tensor, grid: TetGrid) -> tuple[Tensor, Tensor, list[int]]:
     """Return sample [K], edge [K] and the number of crossings of each sample."""
-    crossing = inside[:, grid.edges[:, 0]] != inside[:, grid.edges[:, 1]]
+    ends = _signs(inside, grid.edges).view(torch.int16)
+    crossing = (ends != 0) & (ends != 0x0101)
     sample, edge = crossing.nonzero(as_tuple=True)
     return sample, edge, crossing.sum(dim=1).tolist()
 
@@ -200,10 +201,10 @@ def _faces(
     number = torch.zeros(num_samples * num_edges, dtype=torch.int32, device=inside.device)
     number[crossings] = torch.arange(len(crossings), dtype=torch.int32, device=inside.device)
 
-    bits = inside.to(torch.uint8)
-    case = sum((bits[:, grid.tets[:, i]] << i for i in range(4)), torch.zeros((), dtype=torch.uint8))
-    sample, tet = ((case > 0) & (case < 15)).nonzero(as_tuple=True)
-    active = case[sample, tet].long()
+    corners = _signs(inside, grid.tets).view(torch.int32)
+    sample, tet = ((corners != 0) & (corners != 0x01010101)).nonzero(as_tuple=True)
+    packed = corners[sample, tet]
+    active = ((packed | packed >> 7 | packed >> 14 | packed >> 21) & 15).long()  # bit i is corner i
     table = _CASES.to(inside.device)[active]  # [A, 2, 3] local edges, -1 where the second triangle is missing
     used = table[:, :, 0] >= 0
     local = table.clamp(min=0).reshape(-1, 6)
@@ -212,6 +213,18 @@ def _faces(
     per_sample = torch.zeros(num_samples, dtype=torch.int64, device=inside.device)
     per_sample.index_add_(0, sample, used.sum(dim=1))
     return faces, per_sample.tolist()
+
+
+def _signs(
+    inside: Tensor,  # [N, V] bool
+    index: Tensor,  # [K, C]
+) -> Tensor:  # [N, K * C] uint8: 1 inside, 0 outside
+    """Look signs up, the first of C in the lowest byte when read as integers (on every machine torch runs on).
+
+    Row by row: torch gathers from one row four times faster than from the columns of a matrix.
+    """
+    flat = index.reshape(-1)
+    return torch.stack([row.index_select(0, flat) for row in inside.view(torch.uint8)])
 
 
 def _case_table() -> Tensor:
