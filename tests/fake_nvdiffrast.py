@@ -5,9 +5,9 @@ that calls are well-formed and that what they return is understood; not what nvd
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -139,16 +139,20 @@ def installed() -> Iterator[list[str]]:
     library = _module("nvdiffrast.torch", **globals_of_library())
     package = _module("nvdiffrast", torch=library)
     package.__path__ = []  # type: ignore[attr-defined]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(
-            mock.patch.dict("sys.modules", {"nvdiffrast": package, "nvdiffrast.torch": library})
-        )
-        backends._installed.cache_clear()
-        visibility_nvdiffrast._context.cache_clear()
-        stack.callback(backends._installed.cache_clear)
-        stack.callback(visibility_nvdiffrast._context.cache_clear)
-        calls.clear()
+    assert "nvdiffrast" not in sys.modules, "there is a real one"
+    _forget()
+    calls.clear()
+    sys.modules |= {"nvdiffrast": package, "nvdiffrast.torch": library}
+    try:
         yield calls
+    finally:
+        del sys.modules["nvdiffrast"], sys.modules["nvdiffrast.torch"]
+        _forget()
+
+
+def _forget() -> None:
+    backends._installed.cache_clear()
+    visibility_nvdiffrast._context.cache_clear()
 
 
 def globals_of_library() -> dict[str, Any]:
