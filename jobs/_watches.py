@@ -13,6 +13,7 @@ from get3d_cluster.data.format import Sample
 from get3d_cluster.evaluation.progress import measure_progress
 from get3d_cluster.export.pictures import contact_sheet, write_png
 from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.report.tensorboard import TensorBoard
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import TrainerConfig
@@ -44,6 +45,13 @@ def watches(
     return found
 
 
+def mirrors(config: TrainerConfig, session: Session) -> list[Watch]:
+    """Return what rank 0 keeps in line with the rows."""
+    watch = config.watch
+    every_s = watch.tensorboard_every_s
+    return [Watch(Board(session).look, every_s, watch.budget)] if every_s else []
+
+
 class Sheets:
     """Draws the same shapes again and again: two views in colour, and their geometry."""
 
@@ -61,6 +69,29 @@ class Sheets:
         title = f"{position.images:,} images, epoch {position.epoch}"
         sheet = contact_sheet(rows, title=title, row_captions=ROWS)
         write_png(self._session.run.samples_dir / f"{position.images:09d}.png", sheet)
+        return {}
+
+
+class Board:
+    """Keeps TensorBoard's files in line with metrics.jsonl."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._board: TensorBoard | None = None
+        self._is_off = False
+
+    def look(self, _average: Generator, _position: Position) -> Mapping[str, float]:
+        """Write what is new."""
+        if self._board is None and not self._is_off:
+            try:
+                self._board = TensorBoard(self._session.run, self._session.attempt)
+            except ImportError as error:
+                self._is_off = True
+                self._session.events.write(
+                    "tensorboard-off", why=str(error), way_out="pip install tensorboardX"
+                )
+        if self._board is not None:
+            self._board.catch_up()
         return {}
 
 

@@ -41,10 +41,10 @@ def make(config: Config, session: Session) -> Work:
 
     from get3d_cluster.data.dataset import ImageDataset
     from get3d_cluster.train.trainer import Get3dTrainer
-    from jobs._watches import watches
+    from jobs._watches import mirrors, watches
 
     torch.set_num_threads(session.resources.cpus_per_worker)
     data, size = config.data, config.generator.render.image_size_px
     dataset = ImageDataset(data.path, size, data.mask, data.read, session.device)
     shown = watches(config, session, dataset, dataset.samples) if session.rank == 0 else []
-    return Get3dTrainer(config, session, dataset, shown)
+    return Get3dTrainer(config, session, dataset, shown, mirrors(config, session))

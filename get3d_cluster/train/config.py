@@ -163,13 +163,17 @@ class WatchConfig:
     """Seconds between measurements of the distances to real images; 0: none."""
     measure_images: int = 96
     """Generated images of a measurement."""
+    tensorboard_every_s: float = 60.0
+    """Seconds between additions to tensorboard/, which TensorBoard reads; 0: none."""
     budget: float = 0.03
     """Largest share of the time that sheets may take, and again measurements; they come more rarely if slow."""
 
     def __post_init__(self) -> None:
         _check(self, _is_positive, "at least 1", "log_every_steps", "preview_shapes")
         _check(self, lambda value: value >= 2, "at least 2, or measure_every_s 0", "measure_images")
-        _check(self, _is_not_negative, "0 or more", "preview_every_s", "measure_every_s")
+        _check(
+            self, _is_not_negative, "0 or more", "preview_every_s", "measure_every_s", "tensorboard_every_s"
+        )
         _check(self, _is_positive, "above 0", "budget")
 
 

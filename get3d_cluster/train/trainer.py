@@ -80,14 +80,21 @@ class Get3dTrainer:
     """Both networks, both optimizers, the running average and the counters of one run."""
 
     def __init__(
-        self, config: TrainerConfig, session: Session, dataset: ImageDataset, watches: Sequence[Watch] = ()
+        self,
+        config: TrainerConfig,
+        session: Session,
+        dataset: ImageDataset,
+        watches: Sequence[Watch] = (),
+        mirrors: Sequence[Watch] = (),
     ) -> None:
+        """``mirrors`` look once the row of a step is written; both are rank 0's."""
         numerics.fix(session.device)
         self.config = config
         self._loss = _scaled(config)
         self._session = session
         self._dataset = dataset
         self._watches = watches if session.rank == 0 else ()
+        self._mirrors = mirrors if session.rank == 0 else ()
         self._labels = labels_of(dataset.samples, config.generator.classes)
         self.generator, self.discriminator = networks(config, session.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
@@ -154,7 +161,7 @@ class Get3dTrainer:
             self._session.events.write(
                 "gamma-scaled", factor=factor, gamma_rgb=loss.gamma_rgb, gamma_mask=loss.gamma_mask
             )
-        self._watch()
+        self._watch(self._watches)
 
     def state(self) -> Mapping[str, Any]:
         return {
@@ -363,14 +370,15 @@ class Get3dTrainer:
     # What is shown, and changes nothing
 
     def _show(self) -> None:
-        extra = self._watch()
+        extra = self._watch(self._watches)
         if extra or self.is_done() or self.counters.step % self.config.watch.log_every_steps == 0:
             self._rows.write(self.position(), extra | {"skipped_steps": self.counters.skipped_steps})
+        self._watch(self._mirrors)
 
-    def _watch(self) -> Numbers:
+    def _watch(self, watches: Sequence[Watch]) -> Numbers:
         """Let people see; a full disk must not end a training over a picture."""
         found: Numbers = {}
-        for watch in self._watches:
+        for watch in watches:
             try:
                 found |= watch.look(self.average, self.position(), last=self.is_done())
             except Get3dError as error:

@@ -1,0 +1,137 @@
+"""The curves and the latest pictures of a run in TensorBoard, without a gap or a duplicate over attempts.
+
+The truth is metrics.jsonl. Each attempt writes an event file of its own, which begins by telling TensorBoard to forget
+all from a step on: from where the last flush of an earlier attempt ended, or from where this attempt resumed if that is
+earlier. What lies between is written again.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from get3d_cluster.errors import StorageError, UsageError
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
+
+FOLDER, MARK = "tensorboard", "written.json"
+_NOT_CURVES = frozenset({"step", "epoch", "images", "seconds"})
+NAMES = {"images": "progress/images", "epoch": "progress/epoch"}
+
+
+class TensorBoard:
+    """What one attempt writes for a run; made anew after a resume."""
+
+    def __init__(self, run: RunFolder, attempt: int) -> None:
+        """Raises: ImportError if tensorboardX is not installed."""
+        import tensorboardX.summary  # noqa: F401  if it is missing, that is noticed here
+
+        self._run = run
+        self._folder = run.path / FOLDER
+        self._attempt = attempt
+        self._file: Path | None = None
+        self._size = 0
+        """Bytes of whole records; what a full disk cut short lies behind them."""
+        self._next = 0
+
+    def catch_up(self) -> None:
+        """Write all rows of metrics.jsonl that are not there yet, and the newest sheet. Raises: StorageError."""
+        try:
+            if self._file is None:
+                self._open()
+            rows = [row for row in read_rows(self._run.metrics_path) if row.get("step", -1) >= self._next]
+            if rows:
+                curves = [record for row in rows for record in _row_records(row)]
+                self._append([*curves, *_sheet_records(rows[-1]["step"], self._run.samples_dir)])
+                self._next = rows[-1]["step"] + 1
+                write_json(self._folder / MARK, {"next": self._next})
+        except OSError as error:
+            what = f"{self._folder} cannot be written: {error.strerror or error}"
+            raise StorageError(what, "the curves are in metrics.jsonl all the same") from error
+
+    def _open(self) -> None:
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._next = min(_flushed(self._folder), _resumed_at(self._run, self._attempt) + 1)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{self._attempt:04d}"
+        self._file = self._folder / name
+        start = SessionLog(status=SessionLog.START)
+        self._append(
+            [_record(self._next, file_version="brain.Event:2"), _record(self._next, session_log=start)]
+        )
+
+    def _append(self, records: Sequence[bytes]) -> None:
+        assert self._file is not None
+        with self._file.open("ab") as file:
+            file.truncate(self._size)
+            for record in records:
+                file.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+            self._size = file.tell()
+
+
+def _row_records(row: Mapping[str, Any]) -> list[bytes]:
+    from tensorboardX.summary import scalar
+
+    return [_record(row["step"], summary=scalar(name, value)) for name, value in curves_of(row).items()]
+
+
+def _sheet_records(step: int, folder: Path) -> list[bytes]:
+    from tensorboardX.summary import image
+
+    sheet = _newest(folder)
+    return [] if sheet is None else [_record(step, summary=image("samples", sheet, dataformats="HWC"))]
+
+
+def _record(step: int, **content: Any) -> bytes:
+    """Return an event as TensorBoard reads it: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    data: bytes = Event(wall_time=time.time(), step=step, **content).SerializeToString()
+    head = struct.pack("<Q", len(data))
+    return head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+def curves_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row that make curves, named by what they are about."""
+    values = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+    found = {name: float(values[key]) for key, name in NAMES.items() if key in values}
+    groups = {"loss": "loss", "r1": "loss", "logit": "logits"}
+    for key, value in values.items():
+        if key not in _NOT_CURVES:
+            found[f"{groups.get(key.partition('_')[0], 'other')}/{key}"] = float(value)
+    return found
+
+
+def _flushed(folder: Path) -> int:
+    """Return the step from which on nothing is known to be in the files of earlier attempts."""
+    with suppress(UsageError, ValueError, TypeError):
+        return int(read_json(folder / MARK)["next"])
+    return 0
+
+
+def _resumed_at(run: RunFolder, attempt: int) -> int:
+    """Return the step that an attempt went on from; -1 if from nothing."""
+    steps = [
+        int(row.get("step", -1))
+        for row in read_rows(run.events_path)
+        if row.get("event") == "resume" and row.get("attempt") == attempt
+    ]
+    return steps[-1] if steps else -1
+
+
+def _newest(folder: Path) -> Any:  # [H, W, 3] uint8, or None
+    sheets = sorted(folder.glob("*.png"))
+    with suppress(OSError, IndexError):
+        return np.asarray(Image.open(sheets[-1]).convert("RGB"))
+    return None
