@@ -131,7 +131,9 @@ def tiny_test() -> TrainerConfig:
         loss=LossConfig(gamma_rgb=1.0, gamma_mask=1.0, r1_interval=3),
         optim=OptimConfig(generator_interval=2),
         average=AverageConfig(half_life_images=100.0),
-        watch=WatchConfig(log_every_steps=1, preview_every_s=0.0, measure_every_s=0.0),
+        watch=WatchConfig(
+            log_every_steps=1, preview_every_s=0.0, measure_every_s=0.0, tensorboard_every_s=0.0
+        ),
     )
 
 
