@@ -119,7 +119,7 @@ def _check_of(name: str, chosen: dict[str, bool]) -> Check:
 def check_compiled_discriminator(setting: Setting) -> Facts:
     """torch.compile on the discriminator's first-order pass, if it works here; R1 needs a second order it lacks."""
     work = trainer(setting, full_size(setting))
-    images, cameras = work._reals(0)
+    images, cameras, _ = work._reals(0)
     judge = work.discriminator
     facts: Facts = {"plain, ms": _time(setting, lambda: _judge(judge, images, cameras))}
     if setting.toy:
@@ -179,7 +179,7 @@ def _parts(work: Any) -> dict[str, Callable[[], object]]:
             )
         )
         shapes = generator.shapes(latents)
-    images, cameras = work._reals(0)
+    images, cameras, _ = work._reals(0)
 
     def generator_gradient() -> None:
         made = generate(generator, config, work._shard(0), GENERATOR_STREAMS)
