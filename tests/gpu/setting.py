@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +183,7 @@ class RandomImages:
         self.cameras = torch.tensor([[6.28 * k / count, 1.3] for k in range(count)])
         self._device = device
         self.fingerprint = f"random {count} {size_px}"
+        self.samples = [SimpleNamespace(key=f"00000000/{number:04d}/000") for number in range(count)]
 
     def __len__(self) -> int:
         return len(self._images)
