@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from jobs._staged import Item
 
-ITEM_IMAGES = 256
+ITEM_IMAGES = 64
 """Images of an item."""
+BLOCK_FILES = 16
+"""Files in memory at a time."""
 
 Stage = list[Item]
 Rows = NDArray[np.float32]
@@ -33,9 +35,9 @@ class FeatureFiles:
         return [Item(path=p, make=partial(make, *b)) for p, b in zip(self._paths, bounds, strict=True)]
 
     def chunks(self) -> Iterator[Rows]:
-        """Return all rows in order, one file at a time."""
-        for path in self._paths:
-            yield np.load(path, mmap_mode="r")
+        """Return all rows in order, a block of files at a time."""
+        for first in range(0, len(self._paths), BLOCK_FILES):
+            yield np.concatenate([np.load(path) for path in self._paths[first : first + BLOCK_FILES]])
 
     def rows(self, numbers: NDArray[np.int64]) -> Rows:
         """Return some rows, given ascending."""
