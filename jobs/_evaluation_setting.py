@@ -13,8 +13,10 @@ from get3d_cluster.evaluation.draws import chosen
 from get3d_cluster.evaluation.features import Extractor, open_extractor
 from get3d_cluster.evaluation.references import digest_of, find_references
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.train.classes import labels_of
 from jobs import train
 from jobs._array_files import key_of
+from jobs._samples import Law
 
 if TYPE_CHECKING:
     from jobs.evaluate import Config
@@ -56,6 +58,19 @@ class Setting:
         """What images are compared by."""
         return open_extractor(self.config.features, self.device)
 
+    @cached_property
+    def law(self) -> Law:
+        """What generated samples are drawn by: as in training, but for psi."""
+        classes = self.trained.generator.classes
+        return Law(
+            seed=self.config.seed,
+            psi=self.config.psi,
+            batch=self.config.batch,
+            mixing_probability=self.trained.loss.mixing_probability,
+            elevation_range_deg=self.trained.data.elevation_range_deg,
+            labels=labels_of(self.dataset.samples, classes) if classes else None,
+        )
+
     @property
     def num_shapes(self) -> int:
         """Generated shapes."""
@@ -92,6 +107,8 @@ class Setting:
             "psi": config.psi,
             "batch": config.batch,
         }
+        if self.trained.generator.classes:
+            found["classes_of"] = self.dataset.fingerprint
         if config.num_images:
             names = ("num_images", "kid_subsets", "kid_subset_size", "manifold_images")
             facts = self.extractor.facts

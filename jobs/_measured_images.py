@@ -52,8 +52,7 @@ class ImageMeasures:
         return npy(extractor.features(features.as_bytes(images[:, :3])))
 
     def _fake_features(self, first: int, last: int) -> bytes:
-        config = self._config
-        pixels = random_pixels(self._generator(), self._setting.trained, range(first, last), config)
+        pixels = random_pixels(self._generator(), self._setting.law, range(first, last))
         return npy(self._setting.extractor.features(pixels))
 
     @property

@@ -55,7 +55,7 @@ class ShapeMeasures:
         return [*shapes, *(Item(path=path, make=partial(self._reference, each)) for path, each in models)]
 
     def _shape(self, number: int) -> bytes:
-        vertices, faces = random_mesh(self._generator(), self._setting.trained, number, self._config)
+        vertices, faces = random_mesh(self._generator(), self._setting.law, number)
         row = as_row(statistics_of(vertices, faces))
         return npz(statistics=text(row), **self._described(vertices, faces, "generated", number))
 

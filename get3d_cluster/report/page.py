@@ -13,7 +13,16 @@ import jinja2
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.report import curves, timeline
-from get3d_cluster.report.reading import Ending, Event, RunFacts, number, read_run, whole
+from get3d_cluster.report.reading import (
+    Ending,
+    Evaluated,
+    Event,
+    Measurement,
+    RunFacts,
+    number,
+    read_run,
+    whole,
+)
 from get3d_cluster.report.viewer import write_viewer
 from get3d_cluster.runtime.fingerprint import told
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
@@ -21,6 +30,9 @@ from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage.local import write_atomic
 
 REPORT = "report.html"
+
+MOST_STEPS = 6
+"""Steps in a table of measurements; curves show all."""
 
 _LAST_SECOND = 253402300799.0
 """End of the year 9999, the last that has a date."""
@@ -85,6 +97,17 @@ class MeshCard:
     """A picture of many shapes, not the files of one."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationTable:
+    """What was measured with the same settings."""
+
+    title: str
+    steps: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    """Name of a number, and its values at those steps."""
+    charts: tuple[curves.Chart, ...]
+
+
 def write_report(run_path: Path) -> Path:
     """Write ``report.html`` into the run folder from its files alone, and return its path.
 
@@ -127,6 +150,7 @@ def page(facts: RunFacts, run_path: Path, viewer: Path | None = None) -> str:
         + [(f"attempt {number}", time_spent(item)) for number, item in goodput.attempts.items()],
         charts=curves.charts(facts.measurements, resumed) if facts.measurements else [],
         paper=curves,
+        evaluations=evaluation_tables(facts.evaluations),
         samples=sample_series(facts.samples),
         meshes=mesh_cards(facts.meshes, run_path),
         viewer=link(viewer) if viewer else "",
@@ -249,6 +273,14 @@ def sample_series(samples: Sequence[Path]) -> list[SampleSeries]:
     ]
 
 
+def evaluation_tables(evaluations: Sequence[Evaluated]) -> list[EvaluationTable]:
+    """Return a table for each way of measuring, of its last few steps, with curves once there are two."""
+    groups: dict[str, list[Evaluated]] = {}
+    for each in evaluations:
+        groups.setdefault(each.settings_key, []).append(each)
+    return [_evaluation_table(group) for group in groups.values()]
+
+
 def mesh_cards(meshes: Sequence[Path], run_path: Path) -> list[MeshCard]:
     """Gather the files of each exported shape: those of one folder that share their name up to its first dot."""
     groups: dict[Path, list[Path]] = {}
@@ -285,6 +317,23 @@ def tone(cause: str) -> str:
     if cause in _FAULTS:
         return "bad"
     return "busy" if cause == "running" else "plain"
+
+
+def _evaluation_table(group: Sequence[Evaluated]) -> EvaluationTable:
+    last = group[-MOST_STEPS:]
+    names = list(dict.fromkeys(name for each in group for name in each.values))
+    rows = [
+        (name, tuple(curves.short_number(e.values[name]) if name in e.values else "" for e in last))
+        for name in names
+    ]
+    points = [Measurement(step=e.step, images=e.images, epoch=0, seconds=0.0, values=e.values) for e in group]
+    features = f"features: {group[-1].features}, " if group[-1].features else ""
+    return EvaluationTable(
+        title=f"{features}settings {group[-1].settings_key[:8]}",
+        steps=tuple(f"{each.step:,}" for each in last),
+        rows=tuple(rows),
+        charts=tuple(curves.charts(points)) if len(group) > 1 else (),
+    )
 
 
 def _attempt_row(attempt: int, facts: RunFacts) -> AttemptRow:

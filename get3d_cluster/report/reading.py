@@ -61,6 +61,19 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """One evaluation/step-*.json; ``values`` are all finite."""
+
+    step: int
+    images: int
+    settings_key: str
+    """Numbers with the same one can be compared."""
+    features: str
+    """What images were compared by."""
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
     """Everything a report shows."""
 
@@ -83,6 +96,8 @@ class RunFacts:
     meshes: tuple[Path, ...]
     logs: Mapping[int, Path] = field(default_factory=dict)
     """Log of rank 0 by attempt, relative to the run folder."""
+    evaluations: tuple["Evaluated", ...] = ()
+    """What the job evaluate measured, in order of steps."""
     environments: tuple[Mapping[str, Any], ...] = ()
     """Where the run went on in another numeric environment, as the newest checkpoint tells: step, changed."""
 
@@ -108,6 +123,7 @@ def read_run(path: Path) -> RunFacts:
         samples=_files(path, "samples", _PICTURES),
         meshes=_files(path, "meshes", _MESHES | _PICTURES),
         logs={attempt: log.relative_to(path) for attempt, log in logs.items() if log.is_file()},
+        evaluations=_evaluations(path / "evaluation"),
         environments=tuple(meta_in(list(checkpoints.values())[-1]).get("not_bitwise", ()))
         if checkpoints
         else (),
@@ -185,6 +201,24 @@ def _measurement(row: Mapping[str, Any]) -> Measurement:
         epoch=whole(row.get("epoch")),
         seconds=number(row.get("seconds")),
         values={key: float(value) for key, value in values.items()},
+    )
+
+
+def _evaluations(folder: Path) -> tuple[Evaluated, ...]:
+    found = [_evaluated(data) for path in sorted(folder.glob("step-*.json")) if (data := _object(path))]
+    return tuple(sorted(found, key=lambda each: each.step))
+
+
+def _evaluated(data: Mapping[str, Any]) -> Evaluated:
+    listed = data.get("metrics")
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    features = [row["features"].get("name") for row in rows if isinstance(row.get("features"), dict)]
+    return Evaluated(
+        step=whole(data.get("step")),
+        images=whole(data.get("images")),
+        settings_key=str(data.get("settings_key") or ""),
+        features=str(features[0]) if features else "",
+        values={str(row.get("name")): float(row["value"]) for row in rows if _is_drawable(row.get("value"))},
     )
 
 

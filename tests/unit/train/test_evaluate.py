@@ -168,7 +168,7 @@ def test_the_distance_is_that_of_the_features_all_at_once(run: RunFolder, tmp_pa
     weights = measured.stages()[0][0]
     weights.path.parent.mkdir(parents=True)
     weights.path.write_bytes(weights.make())
-    fakes = setting.extractor.features(random_pixels(measured._generator, setting.trained, range(70), config))
+    fakes = setting.extractor.features(random_pixels(measured._generator, setting.law, range(70)))
     images, _ = setting.dataset.batch(range(len(setting.dataset)))
     reals = setting.extractor.features((images[:, :3] * 127.5 + 127.5).round().to(torch.uint8))
     expected = frechet_distance(gaussian_of([fakes]), gaussian_of([reals]))
@@ -306,8 +306,8 @@ def test_style_mixing_and_truncation_are_those_of_the_samples(run: RunFolder, tm
     weights.path.parent.mkdir(parents=True)
     weights.path.write_bytes(weights.make())
     generator = measured._generator
-    together = mixed_latents(generator, setting.trained, torch.arange(20), config)
-    alone = mixed_latents(generator, setting.trained, torch.tensor([13]), config)
+    together = mixed_latents(generator, setting.law, torch.arange(20))
+    alone = mixed_latents(generator, setting.law, torch.tensor([13]))
     assert torch.allclose(together.geo[13], alone.geo[0], atol=1e-6)
     mixed = (together.tex[:, 0] != together.tex[:, -1]).any(dim=1).float().mean()
     assert mixed > 0.5  # mixing_probability is 0.9
