@@ -80,7 +80,7 @@ class Setting:
     @property
     def reals_dir(self) -> Path:
         """Folder of the features of real images, which all checkpoints share."""
-        key = key_of(self.decisive["reals"], self.decisive["features"], self.config.seed)
+        key = key_of(FORMAT, self.decisive.get("reals"), self.decisive.get("features"), self.config.seed)
         return self._work_dir / f"reals-{key[:12]}"
 
     @cached_property
