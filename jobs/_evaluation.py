@@ -67,6 +67,9 @@ class Evaluator:
             self._find()
             return
         source, stages = self._current
+        if self._has_result(source):
+            self._finish(source)
+            return
         try:
             stages.step()
         except FileNotFoundError:
@@ -74,9 +77,6 @@ class Evaluator:
                 raise
         except GoneError:
             self._forget(source)
-            return
-        if self._has_result(source):
-            self._finish(source, stages)
 
     def progress(self) -> tuple[int, int, int]:
         """Return how many files of how many there are, and the images of the checkpoint at hand."""
@@ -105,7 +105,7 @@ class Evaluator:
             if not self._has_result(source):
                 self._begin(source)
                 return
-            self._finished[source.step] = 1
+            self._finished[source.step] = self._num_items(source)
         if self._config.every:
             self._look()
         elif self._finished:
@@ -120,9 +120,9 @@ class Evaluator:
         self._made = set()
         self._current = source, Stages([*measured.stages(), last], self._claims, self._out, *place)
 
-    def _finish(self, source: Source, stages: Stages) -> None:
+    def _finish(self, source: Source) -> None:
         """Clear up what only this checkpoint needed: with its result there, nobody reads it any more."""
-        self._finished[source.step] = len(stages.items)
+        self._finished[source.step] = self._num_items(source)
         self._current = None
         shutil.rmtree(self._setting.folder_of(source.step, source.digest), ignore_errors=True)
 
@@ -177,6 +177,10 @@ class Evaluator:
         sys.stdout.write(table_of(evaluation))
         sys.stdout.flush()
         return as_bytes(evaluation.as_json())
+
+    def _num_items(self, source: Source) -> int:
+        """Return how many files a checkpoint takes, as many whether it was done now or by an earlier attempt."""
+        return sum(map(len, self._measured(source).stages())) + 1
 
     def _measured(self, source: Source) -> Measured:
         return Measured(self._setting, source.step, source.digest)

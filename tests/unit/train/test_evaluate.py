@@ -244,6 +244,27 @@ def test_a_checkpoint_that_went_away_unread_is_named_or_with_every_passed_over(
     assert [row["step"] for row in told if row["event"] == "checkpoint-gone"] == [1]
 
 
+def test_a_worker_that_comes_late_makes_nothing_again(run: RunFolder, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"run={run.path}", f"out={tmp_path / 'out'}", "num_images=8"]
+    config = configuration.load(evaluate.Config, None, overrides)
+    fast, late = (evaluate.make(config, setup.session(tmp_path / "evaluate")) for _ in range(2))
+    for _ in range(4):
+        late.step()
+    while not fast.is_done():
+        fast.step()
+    (path,) = (tmp_path / "out").glob("step-*.json")
+    before = path.stat().st_mtime_ns, fast.position()
+    while not late.is_done():
+        late.step()
+    assert (path.stat().st_mtime_ns, late.position()) == before
+    assert late.position().step == late.position().num_steps > 6
+    assert not list((tmp_path / "out" / "work").glob("step-*"))
+    again = evaluate.make(config, setup.session(tmp_path / "evaluate"))
+    while not again.is_done():
+        again.step()
+    assert again.position() == late.position()
+
+
 @pytest.mark.parametrize(
     ("overrides", "what", "way_out"),
     [
