@@ -45,7 +45,7 @@ class AllReduceHook:
         ``num_extras`` numbers, such as losses, are averaged along with each shard's gradients. ``backwards`` passes
         make up the gradients of a shard.
 
-        Raises: ValueError if there are more workers than shards; RuntimeError if workers disagree on parameters.
+        Raises: ValueError if there are more workers than shards; UsageError if workers disagree on parameters.
         """
         group = group or group_of_processes()
         found = list(params)

@@ -5,11 +5,13 @@ worker to worker, bucket by bucket, while the backward pass of a worker's last s
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from get3d_cluster.core.shards import Block, blocks_of, fold, merge, shards_of
+from get3d_cluster.dist.agreement import check_agreement
 from get3d_cluster.dist.buckets import Layout, Vectors, layout
 from get3d_cluster.dist.exchange import Journey, Node
 from get3d_cluster.dist.group import Group
@@ -123,7 +125,7 @@ class GradientReducer:
         self._backwards = backwards
         self._mode = self._network.config.mode
         self.layout: Layout = self._layout()
-        _check_agreement(plan, group, self._description())
+        self._digest = check_agreement(plan.name, group, self._description())
         self.shards: range = shards_of(group.rank, group.world_size, num_shards)
         """The micro-shards that this worker computes."""
         self._routes = [self._network.route(num_shards, levels) for levels in self._levels()]
@@ -186,6 +188,17 @@ class GradientReducer:
             handle.remove()
         if self._owns_network:
             self._network.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is worth a line in the log of a run."""
+        return {
+            "phase": self._plan.name,
+            "parameters": len(self._parameters),
+            "numbers": self.layout.extras[0],
+            "extras": self._plan.num_extras,
+            "buckets": len(self.layout.edges) - 1,
+            "plan": self._digest,
+        }
 
     # A shard
 
@@ -339,17 +352,6 @@ class _Filling:
             self._next += 1
             return self._next - 1
         return None
-
-
-def _check_agreement(plan: PhasePlan, group: Group, mine: list[str]) -> None:
-    theirs = group.broadcast(mine)
-    if mine != theirs:
-        first = next(
-            (pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), ("length", "length")
-        )
-        raise RuntimeError(
-            f"phase {plan.name} differs between workers: {first[0]!r} here, {first[1]!r} on rank 0"
-        )
 
 
 def _add_into(left: Tensor, right: Tensor) -> Tensor:

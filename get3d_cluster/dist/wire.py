@@ -50,15 +50,18 @@ class HostWire:
     """Between the memories of hosts, through gloo."""
 
     def __init__(self, group: "torch.distributed.ProcessGroup | None" = None) -> None:
-        self._group = group
+        """``group`` has all processes of ``torch.distributed``, whose own it is if left out."""
+        found = group or torch.distributed.group.WORLD
+        assert found is not None, "torch.distributed is not initialised"
+        self._group = found
 
     def start(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int
     ) -> tuple[list[Pending], list[Pending]]:
-        dist = torch.distributed
-        waiting = [dist.irecv(tensor, src=rank, group=self._group, tag=tag) for rank, tensor in receives]
-        sent = [dist.isend(tensor, dst=rank, group=self._group, tag=tag) for rank, tensor in sends]
-        return [_known(work) for work in sent], [_known(work) for work in waiting]
+        group = self._group  # its own methods: the functions around them cost half of a small bucket's time
+        waiting: list[Pending] = [group.recv([tensor], rank, tag) for rank, tensor in receives]
+        sent: list[Pending] = [group.send([tensor], rank, tag) for rank, tensor in sends]
+        return sent, waiting
 
 
 class DeviceWire:
@@ -90,11 +93,6 @@ class _All:
         for work in self._works:
             work.wait()
         return None
-
-
-def _known(work: Pending | None) -> Pending:
-    assert work is not None, "this worker is no member of the group"
-    return work
 
 
 class LibrarySum:

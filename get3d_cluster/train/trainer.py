@@ -105,14 +105,15 @@ class Get3dTrainer:
             self.discriminator, config.optim.lr_discriminator, config.optim, config.loss.r1_interval
         )
         self._network = Network(session.group, config.reduction, session.device)
-        if session.rank == 0 and session.world_size > 1:
-            session.events.write("reduction", **self._network.describe())
         styles = 2 * config.generator.latent_channels
         self._reduce_g = self._reducer("generator", self.generator, len(GENERATOR_NUMBERS) + styles)
         self._reduce_d = self._reducer(
             "discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles, backwards=2
         )
         self._reduce_r1 = self._reducer("r1", self.discriminator, len(R1_NUMBERS))
+        if session.rank == 0 and session.world_size > 1:
+            phases = [each.describe() for each in (self._reduce_g, self._reduce_d, self._reduce_r1)]
+            session.events.write("reduction", **self._network.describe(), phases=phases)
         self.counters = Counters()
         self._agreed_step: int | None = None
         """Step after which all workers were last found to have the same weights."""

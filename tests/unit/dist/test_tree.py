@@ -63,12 +63,3 @@ def test_gradients_are_averaged_over_shards_and_a_missing_one_counts_as_zero():
     assert used.grad.tolist() == [1.5, 1.5]
     assert unused.grad.tolist() == [0, 0, 0]
     assert extras.tolist() == [5.0]
-
-
-def test_workers_that_disagree_on_a_phase_are_told_so():
-    class Other(SoloGroup):
-        def broadcast(self, value):
-            return ["p", "0", "another (2,) torch.float32"]
-
-    with pytest.raises(RuntimeError, match="another"):
-        GradientReducer(PhasePlan("p", [("mine", torch.nn.Parameter(torch.ones(2)))]), Other(), 2)
