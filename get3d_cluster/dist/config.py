@@ -22,7 +22,7 @@ class ReductionConfig:
     via: Literal["auto", "device", "host"] = field(default="auto", metadata=_CHANGEABLE)
     """With GPUs: exchange between their memories, or through that of the hosts. auto measures both at the start."""
     replica_check_every: int = field(default=1000, metadata=_CHANGEABLE)
-    """Steps between comparisons of the workers' weights, bit for bit; 0: none."""
+    """Steps between comparisons of the workers' states, bit for bit; another comes before each save. 0: none."""
 
     def __post_init__(self) -> None:
         for name, least in (("bf16_levels", 1), ("replica_check_every", 0)):

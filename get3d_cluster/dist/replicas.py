@@ -1,4 +1,4 @@
-"""Whether all workers still hold the same weights, bit for bit.
+"""Whether all workers still hold the same state, bit for bit.
 
 They get equal gradients and do equal arithmetic, so a difference means that a machine computed or remembered wrong.
 The bits of each tensor are added as integers, which is exact in any order; a few bytes a tensor are exchanged.
@@ -23,7 +23,10 @@ def bit_sums(tensors: Mapping[str, Tensor]) -> Tensor:  # [tensors] int64
         tensor.detach().contiguous().view(_AS_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in tensors.values()
     ]
-    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+    if not sums:
+        return torch.zeros(0, dtype=torch.int64)
+    device = next((each.device for each in sums if each.device.type != "cpu"), sums[0].device)
+    return torch.stack([each.to(device) for each in sums])  # Adam counts its steps on the host
 
 
 def check_replicas(
@@ -46,7 +49,8 @@ def check_replicas(
     raise HeldError(
         f"step {step}: {_who(wrong, count, len(rows))} other bits than the rest in {where}; all were equal at {since}",
         f"a machine computed or remembered wrong: look at its memory and GPU, leave its node out "
-        f"(resources.exclude on SLURM), then resume from a checkpoint not after {since}",
+        f"(resources.exclude on SLURM), then resume: training compares before each save, so its newest checkpoint "
+        f"is not after {since}",
     )
 
 

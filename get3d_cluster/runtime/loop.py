@@ -20,7 +20,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
-from get3d_cluster.runtime.session import FrozenWork, ItemWork, ReplicatedWork, Session, Work
+from get3d_cluster.runtime.session import ComparingWork, FrozenWork, ItemWork, ReplicatedWork, Session, Work
 from get3d_cluster.runtime.watchdog import process_age_s
 
 PROGRESS_S = 1.0
@@ -169,12 +169,13 @@ class _StepLoop:
         self._active_s = 0.0
         self._saver = Saver(checkpoints, session.group)
         session.copying.ask(self._wait_for_copies)
+        session.ballot.ask(self._flags)
         self._later = work.frozen_parts() if isinstance(work, FrozenWork) else ()
         self._cadence = Cadence(config, interruptions_of(session.run, session.attempt))
         self._is_prepared = False
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
-        self._begun_step = self._local_step = 0
+        self._begun_step = self._local_step = self._next_step = 0
         self._begun_s = time.monotonic()
         self._stall_s = self._waited_s = 0.0
         """What the save under way, or the last one, took from training: between steps, and inside of them."""
@@ -236,13 +237,12 @@ class _StepLoop:
         """Do one step, take saves further, begin one that is due; say whether all workers stop here."""
         with self._pulse.counting("step"):
             start = time.monotonic()
+            self._next_step = self._work.position().step + 1
             self._work.step()
             self._active_s += time.monotonic() - start
             position = self._work.position()
-            due = self._session.rank == 0 and self._is_save_due(position)
-            fenced = self._session.rank == 0 and self._is_fenced()
-            flags = [self._session.notices.requested, due, fenced, *self._saver.flags()]
-            stop, save, fenced, *flags = self._session.group.any(flags)
+            ballot, group = self._session.ballot, self._session.group
+            stop, save, fenced, *flags = ballot.take() or group.any(self._flags())
         self._pulse.beat("step", position.step)
         if fenced:
             raise FencedError(
@@ -273,9 +273,15 @@ class _StepLoop:
         if flight is not None and verdict is not None:
             self._landed(verdict, flight.why, flight.meta)
 
-    def _is_save_due(self, position: Position) -> bool:
+    def _flags(self) -> list[bool]:
+        """Return what this worker has to tell all at the end of the step that it is in."""
+        is_lead = self._session.rank == 0
+        due, fenced = is_lead and self._is_save_due(), is_lead and self._is_fenced()
+        return [self._session.notices.requested, due, fenced, *self._saver.flags()]
+
+    def _is_save_due(self) -> bool:
         now = time.monotonic()
-        is_due = self._cadence.is_due(position.step - self._begun_step, now - self._begun_s, self._active_s)
+        is_due = self._cadence.is_due(self._next_step - self._begun_step, now - self._begun_s, self._active_s)
         return is_due and now >= self._next_save_s and self._saver.flight is None
 
     def _is_local_save_due(self, position: Position) -> bool:
@@ -287,7 +293,7 @@ class _StepLoop:
     def _begin_local_save(self, position: Position) -> None:
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
-            self._begin(position, self._work.state(), "local", ("local",))
+            self._begin(position, self._agreed_state(), "local", ("local",))
         self._stall_s = time.monotonic() - begun_s
         self._local_step = position.step
 
@@ -391,13 +397,22 @@ class _StepLoop:
         self._pulse.beat("saving", position.step)
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
-            state = self._work.state()
+            state = self._agreed_state()
             is_begun = self._begin(position, state, "periodic", self._far())
         self._stall_s = time.monotonic() - begun_s
         self._begun_step, self._begun_s, self._local_step = position.step, begun_s, position.step
         if not is_begun:
             self._landed(self._write_here(position, state), "periodic", self._meta_of(position))
         self._pulse.beat("step", position.step)
+
+    def _agreed_state(self) -> Mapping[str, Any]:
+        """Return the state to save, once all workers were found to have the same, if the work can tell.
+
+        Raises: HeldError on all workers otherwise, so that the newest checkpoint is one that they agreed on.
+        """
+        if isinstance(self._work, ComparingWork):
+            self._work.compare_replicas()
+        return self._work.state()
 
     def _far(self) -> tuple[str, ...]:
         return tuple(tier for tier in (RUN, "url") if tier in self._checkpoints.tiers)
@@ -448,7 +463,7 @@ class _StepLoop:
         elif verdict["kind"] == "writer" and why != "local":
             self._tell("writer-failed", error=verdict["error"])
             position = self._work.position()
-            self._landed(self._write_here(position, self._work.state()), why, self._meta_of(position))
+            self._landed(self._write_here(position, self._agreed_state()), why, self._meta_of(position))
         elif why in ("periodic", "local"):
             now = time.monotonic()
             if why == "periodic":
@@ -489,7 +504,7 @@ class _StepLoop:
         self._pulse.beat("saving", position.step)
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
-            state = self._work.state()
+            state = self._agreed_state()
             tiers = self._far() if why == "end" else (RUN,)
             verdict = self._saver.finish() if self._begin(position, state, why, tiers) else None
         self._stall_s = time.monotonic() - begun_s

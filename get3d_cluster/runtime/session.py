@@ -28,6 +28,39 @@ class Copying:
             self._wait(parts)
 
 
+class Ballot:
+    """What each worker has to tell all at a step, such as a notice to stop: one bit each, and whether any raised it.
+
+    Work that adds something up over the workers anyway lets the bits ride along, as ``SIZE`` more numbers:
+    ``cast`` once in a step, add them up, and ``count`` what is above zero. For other work the loop asks around itself.
+    """
+
+    SIZE = 5
+
+    def __init__(self) -> None:
+        self._ask: Callable[[], Sequence[bool]] | None = None
+        self._outcome: list[bool] | None = None
+
+    def ask(self, flags: Callable[[], Sequence[bool]]) -> None:
+        """Let ``cast`` be answered by ``flags``, ``SIZE`` of them."""
+        self._ask = flags
+
+    def cast(self) -> list[bool]:
+        """Return this worker's bits."""
+        flags = list(self._ask()) if self._ask else [False] * self.SIZE
+        assert len(flags) == self.SIZE
+        return flags
+
+    def count(self, raised: Iterable[bool]) -> None:
+        """Tell which bits any worker raised: the same on all."""
+        self._outcome = list(raised)
+
+    def take(self) -> list[bool] | None:
+        """Return what was counted since the last time; None if nothing was."""
+        outcome, self._outcome = self._outcome, None
+        return outcome
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """One worker's place in one attempt of a run."""
@@ -46,6 +79,8 @@ class Session:
     """Told of each step by the loops. Work may add to it where it waits: ``with session.pulse.counting("data")``."""
     copying: Copying = field(default_factory=Copying)
     """Asked by work that has ``frozen_parts``, before it changes one."""
+    ballot: Ballot = field(default_factory=Ballot)
+    """May be cast and counted by work in each step."""
 
     @property
     def rank(self) -> int:
@@ -108,6 +143,15 @@ class ReplicatedWork(Protocol):
 
     def agreed_step(self) -> int | None:
         """Return the step at which all copies were last known to be equal; None if there is one copy only."""
+        ...
+
+
+@runtime_checkable
+class ComparingWork(Protocol):
+    """Work that can compare the copies of its state, which the loop asks for before each save."""
+
+    def compare_replicas(self) -> None:
+        """Compare the state over all workers, all of which call it. Raises: HeldError, on all of them, if it differs."""
         ...
 
 

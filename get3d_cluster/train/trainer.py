@@ -27,8 +27,9 @@ from get3d_cluster.errors import Get3dError, HeldError, UsageError
 from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
+from get3d_cluster.runtime.checkpoint_tree import flatten
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.session import Session
+from get3d_cluster.runtime.session import Ballot, Session
 from get3d_cluster.train import ema, numerics
 from get3d_cluster.train.adam import Adam
 from get3d_cluster.train.classes import labels_of
@@ -108,7 +109,10 @@ class Get3dTrainer:
         styles = 2 * config.generator.latent_channels
         self._reduce_g = self._reducer("generator", self.generator, len(GENERATOR_NUMBERS) + styles)
         self._reduce_d = self._reducer(
-            "discriminator", self.discriminator, len(DISCRIMINATOR_NUMBERS) + styles, backwards=2
+            "discriminator",
+            self.discriminator,
+            len(DISCRIMINATOR_NUMBERS) + styles + Ballot.SIZE,
+            backwards=2,
         )
         self._reduce_r1 = self._reducer("r1", self.discriminator, len(R1_NUMBERS))
         if session.rank == 0 and session.world_size > 1:
@@ -116,7 +120,7 @@ class Get3dTrainer:
             session.events.write("reduction", **self._network.describe(), phases=phases)
         self.counters = Counters()
         self._agreed_step: int | None = None
-        """Step after which all workers were last found to have the same weights."""
+        """Step after which all workers were last found to have the same state."""
         self._start_step = 0
         """Where this attempt began; all workers read the same state there."""
         self._first_reals: Judged | None = None
@@ -150,7 +154,7 @@ class Get3dTrainer:
         self._zero_step()
         self._average()
         self._count(troubles)
-        self._compare_replicas()
+        self._compare_now_and_then()
         self._rows.add(numbers, time.monotonic() - begun_s)
         self._show()
 
@@ -196,6 +200,15 @@ class Get3dTrainer:
             return None
         return self._start_step if self._agreed_step is None else self._agreed_step
 
+    def compare_replicas(self) -> None:
+        """Make sure that all workers have the same state, bit for bit. Raises: HeldError if not."""
+        step = self.counters.step
+        if not self.config.reduction.replica_check_every or self._agreed_step == step:
+            return
+        tensors = {".".join(path): leaf for path, leaf in flatten(self.state()) if isinstance(leaf, Tensor)}
+        check_replicas(self._session.group, tensors, step, self._agreed_step)
+        self._agreed_step = step
+
     # Phases
 
     def _generator_phase(self, troubles: list[str]) -> tuple[list[Fakes], Numbers]:
@@ -238,11 +251,19 @@ class Get3dTrainer:
             fakes = kept[place] if kept else self._fresh_fakes(index)
             judged = judge_fakes(self.discriminator, fakes)
             judged.loss.total.backward()
-            self._reduce_d.add(discriminator_numbers(judged, reals), fakes.w_mean)
-        numbers, w_mean = _cut(self._reduce_d.finish(), len(DISCRIMINATOR_NUMBERS))
+            votes = self._votes(is_last=index == self._reduce_d.shards[-1])
+            self._reduce_d.add(discriminator_numbers(judged, reals), fakes.w_mean, votes)
+        numbers, rest = _cut(self._reduce_d.finish(), len(DISCRIMINATOR_NUMBERS))
+        w_mean, votes = _cut(rest, len(rest) - Ballot.SIZE)
+        self._session.ballot.count((votes > 0).tolist())
         if self._take_step("discriminator", self._adam_d, self.discriminator, numbers, troubles):
             self._move_w_avg(None if self.config.loss.reuse_fakes else w_mean)
         return dict(named(DISCRIMINATOR_NUMBERS, numbers))
+
+    def _votes(self, *, is_last: bool) -> Tensor:  # [Ballot.SIZE]
+        """Return what this worker has to tell all, once a step; a sum of zeros and ones is exact."""
+        votes = self._session.ballot.cast() if is_last else [False] * Ballot.SIZE
+        return torch.tensor(votes, dtype=torch.float32, device=self._session.device)
 
     def _r1_phase(self, troubles: list[str]) -> Numbers:
         for index in self._reduce_r1.start():
@@ -345,18 +366,10 @@ class Get3dTrainer:
                 self._way_out_with_lower_rates(),
             )
 
-    def _compare_replicas(self) -> None:
-        """Make sure every so often that all workers have the same weights. Raises: HeldError if not."""
-        every, step = self.config.reduction.replica_check_every, self.counters.step
-        if every and step % every == 0:
-            networks = {"generator": self.generator, "discriminator": self.discriminator}
-            tensors = {
-                f"{name}.{key}": tensor
-                for name, model in networks.items()
-                for key, tensor in model.state_dict().items()
-            }
-            check_replicas(self._session.group, tensors, step, self._agreed_step)
-            self._agreed_step = step
+    def _compare_now_and_then(self) -> None:
+        every = self.config.reduction.replica_check_every
+        if every and self.counters.step % every == 0:
+            self.compare_replicas()
 
     def _way_out_with_lower_rates(self) -> str:
         run, optim = self._session.run, self.config.optim

@@ -1,0 +1,96 @@
+"""Whole trainings on several workers of one process: what they learn from each other beside gradients."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from get3d_cluster.errors import HeldError
+from get3d_cluster.runtime.checkpoint import state_digest
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.session import Ballot
+from get3d_cluster.train import trainer as module
+from tests import train_setup as setup
+from tests.workers_in_memory import network_of, on_all
+
+
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return how to run ``act(trainer, group)`` on some workers."""
+    config = setup.tiny_config(setup.dataset(tmp_path / "data"))
+    make, lock = module.networks, threading.Lock()
+
+    def alone(*given: Any) -> Any:
+        with lock:  # threads share torch's generator, processes do not
+            return make(*given)
+
+    monkeypatch.setattr(module, "networks", alone)
+    monkeypatch.setattr(module, "Network", lambda group, config, _device: network_of(group, config))
+
+    def run(world_size: int, act: Any) -> list[Any]:
+        def work(group: Any) -> Any:
+            return act(setup.trainer(config, tmp_path / f"run{world_size}-{group.rank}", group), group)
+
+        return on_all(world_size, work)[0]
+
+    return run
+
+
+def test_a_bit_that_one_worker_raises_is_known_to_all_after_the_step_and_changes_no_other(
+    workers: Any, tmp_path: Path
+) -> None:
+    def act(work: Any, group: Any) -> Any:
+        mine = [group.rank == 1, False, False, group.rank == 0, False]
+        work._session.ballot.ask(lambda: mine)
+        work.step()
+        outcome = work._session.ballot.take()
+        mine[:] = [False] * Ballot.SIZE
+        work.step()
+        return outcome, work._session.ballot.take(), state_digest(work.state())
+
+    for world_size in (2, 3):
+        found = workers(world_size, act)
+        assert found == [found[0]] * world_size
+        assert found[0][:2] == ([True, False, False, True, False], [False] * Ballot.SIZE)
+    quiet = workers(1, lambda work, _: [work.step(), work.step(), state_digest(work.state())])
+    assert quiet[0][2] == found[0][2]
+    (row,) = [row for row in read_rows(tmp_path / "run3-0" / "events.jsonl") if row["event"] == "reduction"]
+    assert [phase["phase"] for phase in row["phases"]] == ["generator", "discriminator", "r1"]
+    assert len({phase["plan"] for phase in row["phases"]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (lambda work: next(work.discriminator.parameters()), "discriminator."),
+        (lambda work: next(work.average.parameters()), "generator_ema."),
+        (
+            lambda work: work._adam_g.state_dict()["state"][0]["exp_avg_sq"],
+            "adam_generator.state.0.exp_avg_sq",
+        ),
+        (lambda work: work.generator.w_avg_geo, "generator.w_avg_geo"),
+    ],
+)
+def test_one_flipped_bit_anywhere_in_the_state_is_found_before_a_save(
+    workers: Any, where: Any, name: str
+) -> None:
+    def act(work: Any, group: Any) -> str:
+        work.step()
+        work.compare_replicas()
+        if group.rank == 2:
+            with torch.no_grad():
+                where(work).view(-1)[:1].view(torch.int32).bitwise_xor_(1)
+        work.compare_replicas()  # the step was compared already
+        work.counters.step += 1
+        try:
+            work.compare_replicas()
+        except HeldError as error:
+            return error.what
+        return "not noticed"
+
+    for what in workers(3, act):
+        assert what.startswith("step 2: rank 2 has other bits than the rest in 1 of "), what
+        assert f"first {name}" in what
+        assert what.endswith("all were equal at step 1")
