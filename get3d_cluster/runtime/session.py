@@ -151,7 +151,7 @@ class ComparingWork(Protocol):
     """Work that can compare the copies of its state, which the loop asks for before each save."""
 
     def compare_replicas(self) -> None:
-        """Compare the state over all workers, all of which call it. Raises: HeldError, on all of them, if it differs."""
+        """Compare the state over all workers, all of which call it. Raises: HeldError, on all, if it differs."""
         ...
 
 

@@ -21,12 +21,14 @@ from get3d_cluster.storage import open_storage
 
 
 class Asked(SoloGroup):
-    """Counts exchanges of flags."""
+    """Keeps what flags were asked for."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[bool]] = []
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        self.count += 1
+        self.asked.append(list(flags))
         return list(flags)
 
 
@@ -98,8 +100,9 @@ def test_bits_that_rode_along_are_heeded_and_not_asked_for_again(session: Sessio
     work = Work(session, rides=True)
     found = ended(work, session, every_s=0.0)
     assert (found.end, found.step, found.saved_step) == (End.SUSPENDED, 5, 5)
-    assert session.group.count == 2  # before the first step, and after the notice: which ranks got it
     assert len(work.cast) == 5
+    asked = session.group.asked.count([False] * Ballot.SIZE)
+    assert asked <= 1, "beside who got the notice, the loop asks for nothing"
 
 
 @pytest.mark.parametrize("rides", [False, True])
@@ -107,6 +110,11 @@ def test_periodic_saves_come_at_the_same_steps_either_way(session: Session, ride
     work = Work(session, rides=rides)
     ended(work, session, every_steps=2, every_s=0.0)
     assert saves(session) == ([2, 4, 5] if rides else [2, 4, 6, 8, 10])
+
+
+def test_work_that_adds_nothing_up_is_asked_by_the_loop(session: Session) -> None:
+    assert ended(Work(session, rides=False), session, every_s=0.0).end is End.FINISHED
+    assert session.group.asked.count([False] * Ballot.SIZE) == 10
 
 
 def test_outside_of_a_loop_nothing_is_cast() -> None:
