@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-all check fmt gpu slurm-up slurm-down clean
+.PHONY: help setup system demo test test-all bench check fmt gpu slurm-up slurm-down clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test -z "$$no_gl" || echo "tests against OpenGL are skipped: $$no_gl" >&2; }; lo
 $(PY) -m pytest -m "$(1)" $(2); rc=$$?; loudly; exit $$rc
 endef
 
+bench: setup ## measurements that have to stay within limits, on a machine that does nothing else
+	@$(PY) -m pytest tests/bench -m bench -s
+
 check: .venv/ready ## formatter, ruff, mypy, import layers: seconds
 	@.venv/bin/ruff format --check --quiet .
 	@.venv/bin/ruff check --quiet .
@@ -50,7 +53,7 @@ fmt: .venv/ready ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix --quiet .
 
-gpu: ## checks that need CUDA, or one part: PART=parity|exact|fullsize|speed; installs nothing; GPU_PYTHON=...
+gpu: ## checks that need CUDA, or one part: PART=parity|exact|exchange|fullsize|speed; installs nothing; GPU_PYTHON=...
 	@$${GPU_PYTHON:-python3} -m tests.gpu $(PART)
 
 slurm-up: ## a SLURM of 4 nodes on this machine, in GET3D_SLURM or ~/.local/state/get3d_cluster/slurm

@@ -23,7 +23,12 @@ from tests.pretend_cuda import pretend_cuda
 
 ROOT = Path(__file__).parents[2]
 CHECKS = [check for part in PARTS for check in importlib.import_module(f"tests.gpu.{part}").CHECKS]
-IN_PROCESSES = ("check_resume_in_a_new_process", "check_world_sizes")
+IN_PROCESSES = (
+    "check_resume_in_a_new_process",
+    "check_world_sizes",
+    "check_sums_through_the_host",
+    "check_price_of_sums",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from get3d_cluster.dist import network
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
 from tests.workers_in_memory import network_of, on_all
@@ -64,3 +65,28 @@ def test_both_ways_have_the_bits_of_one_worker_and_wait_for_what_they_use(
     buckets = 2 * 4 * world_size
     assert notes.count("wait for event") == notes.count("go on") == notes.count("record here") == buckets
     assert notes.count("synchronize") == (buckets if via == "host" else 0)
+
+
+@pytest.mark.parametrize(
+    ("via", "expected"),
+    [("auto", ("host", {"device": 5.0, "host": 4.0})), ("device", ("device", {})), ("host", ("host", {}))],
+)
+def test_auto_takes_on_all_workers_the_way_whose_slowest_worker_is_the_fastest(monkeypatch, via, expected):
+    seconds = {"device": (1.0, 5.0, 2.0), "host": (3.0, 4.0, 3.0)}
+    monkeypatch.setattr(network, "has_device_wire", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(network.Network, "_time", lambda self, way: seconds[way][self.group.rank])
+
+    def work(group):
+        told = network_of(group, ReductionConfig(via=via), device="cuda").describe()
+        return told["via"], told["measured_s"]
+
+    assert on_all(3, work)[0] == [expected] * 3
+
+
+def test_without_nccl_nothing_is_measured_and_the_way_is_through_the_host(monkeypatch):
+    monkeypatch.setattr(network, "has_device_wire", lambda: False)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    for config in (ReductionConfig(), ReductionConfig(via="device")):
+        found = on_all(2, lambda group, c=config: network_of(group, c, device="cuda").describe())[0]
+        assert [(told["via"], told["measured_s"]) for told in found] == [("host", {})] * 2
