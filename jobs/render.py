@@ -12,7 +12,7 @@ from get3d_cluster.runtime.claims import Claims, Owner
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.session import ItemWork, Session
 from preprocess.blender import Blender, check_program
-from preprocess.images import ImageConfig, Tree, key
+from preprocess.images import ImageConfig, Settings, Tree, key
 from preprocess.listing import Listings
 from preprocess.lists import read_lists
 from preprocess.quality import Gates
@@ -96,6 +96,13 @@ def make(config: Config, session: Session) -> ItemWork:
         machine=machine_of(config, session.device),
     )
     return RenderWork(limited(found.models, config.limit), renderer, session, config.retry_failed)
+
+
+def _judged(facts: Settings) -> Settings:
+    """Return what the gates saw of a finished model: how much of its views it covers, and what was odd about it."""
+    covered = [view["coverage"] for view in facts.get("views", [])]
+    odd = {name: facts[name] for name in ("missing", "warnings") if facts.get(name)}
+    return odd | ({"coverage": [round(min(covered), 4), round(max(covered), 4)]} if covered else {})
 
 
 def machine_of(config: Config, device: str) -> Machine:
@@ -206,13 +213,12 @@ class RenderWork:
         self._left.remove(item)
         self._put_down()
         row = {"synset": item.synset, "model": item.model, "ended": str(ended)}
-        facts = self._tree.facts(item)
-        odd = {name: facts[name] for name in ("missing", "warnings") if facts.get(name)}
-        why = self._renderer.last if ended is Ended.QUARANTINED else odd
+        is_given_up = ended is Ended.QUARANTINED
+        why = self._renderer.last if is_given_up else _judged(self._tree.facts(item))
         place = {"attempt": self._session.attempt, "rank": self._session.rank}
         seconds = round(time.monotonic() - self._begun_s, 3)
         self._tree.log({**row, **why, **place, "seconds": seconds})
-        if ended is Ended.QUARANTINED:
+        if is_given_up:
             self._session.events.write("quarantine", **{**row, **why})
 
     def _sum_up(self) -> None:

@@ -247,7 +247,12 @@ class Tree:
         path = self.out / name
         if not path.is_file():
             self._write(path, _json(facts, indent=2) + b"\n")
-        known, ours = json.loads(path.read_bytes()), json.loads(_json(facts))
+        known, ours = _read_json(path), json.loads(_json(facts))
+        if known is None:
+            raise UsageError(
+                f"{path}, which says what the images here are, cannot be read",
+                "put it back as it was, or set out= to another folder",
+            )
         if known != ours:
             raise UsageError(
                 f"{path} belongs to other images: {', '.join(_differences(known, ours))}",

@@ -35,6 +35,7 @@ from get3d_cluster.data.format import (
 )
 from get3d_cluster.errors import UsageError
 from get3d_cluster.storage.local import write_atomic
+from preprocess.summary import PAGE, SHEET
 
 PARTS = "parts"
 PLAN_NAME = "plan.txt"
@@ -76,6 +77,8 @@ class Model:
 class Plan:
     """Which models go into which shard."""
 
+    images: Path
+    """The rendered folder."""
     resolution: int
     is_tiff: bool
     """Whether images are stored as TIFF instead of as rendered."""
@@ -114,7 +117,7 @@ def planned(images: Path, shard_mb: int, synsets: Sequence[str] = (), store: Sto
     is_tiff = store == "tiff" or (store == "auto" and resolution >= TIFF_FROM_PX)
     decided = [resolution, rows, *(["tiff"] if is_tiff else [])]
     digest = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
-    return Plan(resolution=resolution, is_tiff=is_tiff, shards=shards, digest=digest)
+    return Plan(images=images, resolution=resolution, is_tiff=is_tiff, shards=shards, digest=digest)
 
 
 def rendered_keys(images: Path, synsets: Sequence[str] = ()) -> list[str]:
@@ -185,6 +188,7 @@ def write_index(out: Path, plan: Plan) -> Index:
     samples = tuple(Sample(**row) for part in parts if part is not None for row in part["samples"])
     assert len(shards) == len(plan.shards)
     _remove_others(out, plan)
+    _copy_summary(plan.images, out)
     index = Index(resolution=plan.resolution, shards=shards, samples=samples)
     write_atomic(out / INDEX_NAME, index_bytes(index))
     return read_index(out)
@@ -316,9 +320,19 @@ def _remove_others(out: Path, plan: Plan) -> None:
             path.unlink(missing_ok=True)
 
 
+def _copy_summary(images: Path, out: Path) -> None:
+    """Put what the job `render` says of its images beside them, for the reports of trainings."""
+    for name in (PAGE, SHEET):
+        if (images / name).is_file():
+            write_atomic(out / name, (images / name).read_bytes())
+
+
 def _read_part(out: Path, plan: Plan, number: int) -> dict[str, Any] | None:
     text = _text(_part_path(out, number))
-    part: dict[str, Any] = json.loads(text) if text else {}
+    try:
+        part: dict[str, Any] = json.loads(text) if text else {}
+    except ValueError:  # damaged: packed again
+        return None
     return part if part.get("plan") == plan.digest else None
 
 

@@ -18,12 +18,10 @@ def anchored(config: ConfigT, folder: Path) -> ConfigT:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, config)):
         value = getattr(config, field.name)
-        if isinstance(value, Path):
-            values[field.name] = folder / value
-        elif field.metadata.get("location") and "://" not in value:
+        if field.metadata.get("location") and "://" not in value:
             values[field.name] = str(folder / value)
-        elif dataclasses.is_dataclass(value):
-            values[field.name] = anchored(value, folder)
+        else:
+            values[field.name] = _anchored(value, folder)
     return cast(ConfigT, dataclasses.replace(cast(Any, config), **values))
 
 
@@ -70,6 +68,14 @@ def _update(data: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
                 data[key] = below
         elif value != old[key]:
             data[key] = value
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple | list):
+        return type(value)(_anchored(element, folder) for element in value)
+    return anchored(value, folder) if dataclasses.is_dataclass(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """How data is read; nothing here changes what is read. Pure."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from get3d_cluster.errors import UsageError
 
@@ -17,8 +18,8 @@ class ReadConfig:
     """Memory for decoded images that are not yet used, in each worker."""
     memory_mb: int = field(default=512, metadata=_FREE)
     """Memory for the decoded images used last, in each worker."""
-    cache: str = field(default="", metadata=_FREE)
-    """Folder for copies of a remote dataset, shared by the workers of a machine; empty: one of the user's in TMPDIR."""
+    cache: Path | None = field(default=None, metadata=_FREE)
+    """Folder for copies of a remote dataset, shared by the workers of a machine; null: one of the user's in TMPDIR."""
     cache_gb: float = field(default=20.0, metadata=_FREE)
     """Most bytes of copies on each machine; 0: none."""
 

@@ -8,7 +8,6 @@ by area averaging (Pillow's BOX) to a smaller size and bilinearly to a larger on
 import io
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -116,7 +115,7 @@ def open_cache(location: Location, read: ReadConfig) -> PieceCache | None:
     """Return the copies on this machine that go with a remote dataset; None if there are none to be."""
     if "://" not in str(location) or not read.cache_gb:
         return None
-    return PieceCache(Path(read.cache) if read.cache else default_folder(), int(read.cache_gb * _GB))
+    return PieceCache(read.cache or default_folder(), int(read.cache_gb * _GB))
 
 
 class _Decoder:

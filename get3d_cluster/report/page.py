@@ -23,6 +23,7 @@ from get3d_cluster.report.reading import (
     read_run,
     whole,
 )
+from get3d_cluster.report.rendering import rendering_of
 from get3d_cluster.report.viewer import write_viewer
 from get3d_cluster.runtime.fingerprint import told
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
@@ -137,6 +138,7 @@ def page(facts: RunFacts, run_path: Path, viewer: Path | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "tone": tone, "short": curves.short_number}
+    environment.filters["link"] = lambda target: link(Path(os.path.relpath(target, run_path)))
     resumed = [whole(e.fields.get("step")) for e in facts.events if e.name == "resume"]
     return environment.get_template("template.html").render(
         facts=facts,
@@ -151,6 +153,7 @@ def page(facts: RunFacts, run_path: Path, viewer: Path | None = None) -> str:
         charts=curves.charts(facts.measurements, resumed) if facts.measurements else [],
         paper=curves,
         evaluations=evaluation_tables(facts.evaluations),
+        rendering=rendering_of(facts.config),
         samples=sample_series(facts.samples),
         meshes=mesh_cards(facts.meshes, run_path),
         viewer=link(viewer) if viewer else "",

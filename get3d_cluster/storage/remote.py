@@ -129,6 +129,8 @@ class RemoteFolder:
     """Files below a URL, read by range. For any number of threads; a forked or spawned process connects anew."""
 
     def __init__(self, url: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        if not url.partition("://")[2].strip("/"):
+            raise UsageError(f"{url} names no place in its store", "add it, such as s3://bucket/cars")
         self.url = url.rstrip("/")
         self._sleep = sleep
         self._lock = threading.Lock()

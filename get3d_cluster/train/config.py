@@ -22,8 +22,9 @@ NUM_SEEDS = 2**64
 class DataConfig:
     """The images to learn from, and the cameras that generated images are taken with."""
 
-    path: str = field(metadata={"location": True})
-    """Folder of a packed dataset, as the job `pack` writes it, or a URL such as s3://bucket/cars."""
+    path: str = field(metadata={"location": True, "changeable": True})
+    """Folder of a packed dataset, as the job `pack` writes it, or a URL such as s3://bucket/cars. A run may go on with
+    the same images from elsewhere; with others it refuses to."""
     read: ReadConfig = field(default_factory=ReadConfig)
     """How images are read ahead, kept and copied; changes no bit."""
     mask: Literal["coverage", "binary"] = "binary"

@@ -30,9 +30,6 @@ from jobs import check
 from tests.train_setup import dataset as make_dataset
 from tests.train_setup import tiny_config, trainer
 
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-
 BUCKET, NUM_IMAGES = "bucket", 20
 CACHE_GB = 5e-6
 """Room for about half of the images: pieces go and come all the time."""
@@ -110,7 +107,7 @@ def put(url: str, name: str, data: bytes) -> None:
 
 
 def cached(tmp_path: Path, **settings) -> ReadConfig:
-    return ReadConfig(**{"cache": str(tmp_path / "cache"), "cache_gb": CACHE_GB, "memory_mb": 0} | settings)
+    return ReadConfig(**{"cache": tmp_path / "cache", "cache_gb": CACHE_GB, "memory_mb": 0} | settings)
 
 
 def test_images_from_s3_are_those_of_the_folder(url: str, folder: Path) -> None:

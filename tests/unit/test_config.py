@@ -153,6 +153,34 @@ def test_relative_paths_are_taken_from_where_the_command_was_given() -> None:
     assert found.config.seed == 4
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithLocation:
+    data: str = field(metadata={"location": True})
+    name: str = "cars"
+    lists: tuple[Path, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("packed", "/home/me/packed"),
+        ("../packed/", "/home/me/../packed"),
+        ("/net/packed", "/net/packed"),
+        ("s3://bucket/cars", "s3://bucket/cars"),
+        ("simplecache::s3://bucket//cars/", "simplecache::s3://bucket//cars/"),
+        ("file:///net/packed", "file:///net/packed"),
+        ("s3:/bucket", "/home/me/s3:/bucket"),
+    ],
+)
+def test_a_location_is_a_path_unless_it_is_a_url(typed: str, found: str) -> None:
+    assert anchored(WithLocation(data=typed), Path("/home/me")) == WithLocation(data=found)
+
+
+def test_each_path_of_a_list_is_taken_from_there_too() -> None:
+    given = WithLocation(data="/d", lists=(Path("train.txt"), Path("/abs/val.txt")))
+    assert anchored(given, Path("/home/me")).lists == (Path("/home/me/train.txt"), Path("/abs/val.txt"))
+
+
 def test_numbers_written_as_people_write_them() -> None:
     config = load(
         Config, None, ["optim.lr=2e-3", "optim.betas=[0, .9]", "optim.clip=3", "seed=-5", "grid=[[1,2]]"]

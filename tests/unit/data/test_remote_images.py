@@ -114,7 +114,7 @@ def test_a_store_out_of_reach_is_told_with_the_image_that_was_wanted(folder: Pat
 def test_batches_are_the_same_bits_with_any_threads_and_any_cache(
     folder: Path, tmp_path: Path, threads: int, cache_gb: float
 ) -> None:
-    read = ReadConfig(threads=threads, memory_mb=0, cache=str(tmp_path / "cache"), cache_gb=cache_gb)
+    read = ReadConfig(threads=threads, memory_mb=0, cache=tmp_path / "cache", cache_gb=cache_gb)
     far, near = ImageDataset(url(folder), 8, read=read), ImageDataset(folder, 8)
     order = [n * 7 % NUM_IMAGES for n in range(2 * NUM_IMAGES)]
     for start in range(0, len(order), 5):
@@ -137,7 +137,7 @@ def test_what_is_expected_is_read_before_it_is_asked_for(folder: Path, tmp_path:
 
 
 def test_a_copy_in_a_spawned_process_gives_the_same_batches(folder: Path, tmp_path: Path) -> None:
-    far = ImageDataset(url(folder), 8, read=ReadConfig(cache=str(tmp_path / "cache")))
+    far = ImageDataset(url(folder), 8, read=ReadConfig(cache=tmp_path / "cache"))
     far.expect(range(10))
     there = pickle.loads(pickle.dumps(far))
     assert torch.equal(there.batch([3, 4])[0], far.batch([3, 4])[0])

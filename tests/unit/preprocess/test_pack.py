@@ -294,12 +294,34 @@ def test_another_way_to_store_never_replaces_a_dataset(rendered: Path, tmp_path:
         work_of(rendered, tmp_path / "out", store="tiff")
 
 
+def test_what_the_render_job_says_of_its_images_lies_beside_them(rendered: Path, tmp_path: Path) -> None:
+    (rendered / "sheet.png").write_bytes(b"a sheet")
+    (rendered / "summary.html").write_bytes(b"a page")
+    run(work_of(rendered, tmp_path / "out"))
+    found = content(tmp_path / "out")
+    assert (found["sheet.png"], found["summary.html"]) == (b"a sheet", b"a page")
+    fingerprint = PackedImages(tmp_path / "out").fingerprint
+    (rendered / "sheet.png").unlink()
+    run(work_of(rendered, tmp_path / "without"))
+    assert PackedImages(tmp_path / "without").fingerprint == fingerprint
+
+
+def test_a_damaged_part_of_the_index_is_made_again(rendered: Path, tmp_path: Path) -> None:
+    run(work_of(rendered, tmp_path / "out"))
+    wanted = content(tmp_path / "out")
+    (tmp_path / "out" / INDEX_NAME).unlink()
+    (tmp_path / "out" / "parts" / "shard-00000.json").write_text('{"plan": "to')
+    run(work_of(rendered, tmp_path / "out"))
+    assert content(tmp_path / "out") == wanted
+
+
 def test_webdataset_reads_images_and_cameras(rendered: Path, tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
     run(work_of(rendered, tmp_path / "out"))
     shard = str(tmp_path / "out" / "shard-00000.tar")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import webdataset
+
         found = list(webdataset.WebDataset(shard, shardshuffle=False).decode("rgba8"))
     pictures = {row["__key__"]: row["png"] for row in found if "png" in row}
     cameras = [row["json"] for row in found if "json" in row]

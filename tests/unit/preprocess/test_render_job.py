@@ -176,6 +176,15 @@ def test_a_notice_during_a_long_view_ends_it_and_blames_nobody(
     assert list(work._tree.claims.iterdir()) == []
 
 
+def test_a_damaged_description_of_the_images_is_named(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, ImageConfig())
+    tree.open()
+    (tmp_path / "render.json").write_bytes(b"\x00\xff")
+    with pytest.raises(UsageError, match=r"render\.json, .* cannot be read") as caught:
+        tree.open()
+    assert "out=" in caught.value.way_out
+
+
 def test_other_settings_are_refused_naming_what_differs(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a"])
     rendered(tmp_path, job)
