@@ -192,6 +192,7 @@ def test_a_server_that_does_not_answer_for_a_moment_is_waited_for(url: str, serv
 def test_a_server_that_stays_away_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = PackedImages(url)
     monkeypatch.setattr(remote, "WAITS_S", (0.05,))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # by the backend itself, for each of ours
     with socket.socket() as nobody:  # a port at which no one answers
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
