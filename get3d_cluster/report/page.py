@@ -182,13 +182,15 @@ def tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     stops = sum(cause in _INTERRUPTIONS for cause in causes)
     faults = sum(cause in _FAULTS for cause in causes)
     speed = images_per_second(facts)
+    epoch = f"epoch {max((m.epoch for m in facts.measurements), default=0):,}"
+    seen = (
+        curves.short_number(images),
+        "images seen",
+        f"{speed:.3g} images/s" if speed else "speed not measured",
+    )
     return [
-        (f"{step:,}", "steps", f"epoch {max((m.epoch for m in facts.measurements), default=0):,}"),
-        (
-            curves.short_number(images),
-            "images seen",
-            f"{speed:.3g} images/s" if speed else "speed not measured",
-        ),
+        (f"{step:,}", "steps", epoch if facts.measurements else ""),
+        *([seen] if facts.measurements else []),  # a run of items measures nothing
         (f"{len(facts.attempts)}", "attempts", f"{stops} interrupted, {faults} failed"),
         (f"{'' if is_complete else '≥ '}{lost:,}", "steps lost", "computed again after an interruption"),
     ]
