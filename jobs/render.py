@@ -150,19 +150,24 @@ class RenderWork:
         self._begun_s = 0.0
         self._count_at_s = float("-inf")
         self._num_ended = 0
+        self._num_given_up = 0
 
     def position(self) -> Position:
-        if not self._left:
-            self._num_ended = len(self._items)
-        elif time.monotonic() > self._count_at_s:
+        is_news = (
+            self._num_ended < len(self._items) if not self._left else time.monotonic() > self._count_at_s
+        )
+        if is_news:
             begun_s = time.monotonic()
-            self._num_ended = self._count()
+            self._count()
             counted_s = time.monotonic()
             self._count_at_s = counted_s + max(COUNT_S, (counted_s - begun_s) / COUNT_SHARE)
+        if not self._left:
+            self._num_ended = len(self._items)
         return Position(
             step=self._num_ended,
             num_steps=len(self._items),
-            images=self._num_ended * self._tree.image.num_views,
+            images=(self._num_ended - self._num_given_up) * self._tree.image.num_views,
+            given_up=self._num_given_up,
         )
 
     def is_done(self) -> bool:
@@ -238,10 +243,15 @@ class RenderWork:
     def _is_ended(self, item: ModelFile) -> bool:
         return self._tree.times_given_up(item) > self._retry_failed or self._tree.is_done(item)
 
-    def _count(self) -> int:
-        ended = {synset: self._tree.ended(synset) for synset in {item.synset for item in self._items}}
+    def _count(self) -> None:
+        synsets = {item.synset for item in self._items}
+        given_up = {synset: self._tree.given_up(synset) for synset in synsets}
+        ended = {synset: self._tree.published(synset) | given_up[synset] for synset in synsets}
         self._retried = [item for item in self._retried if not self._is_ended(item)]
-        return sum(item.model in ended[item.synset] for item in self._items) - len(self._retried)
+        self._num_ended = sum(item.model in ended[item.synset] for item in self._items) - len(self._retried)
+        self._num_given_up = max(
+            0, sum(item.model in given_up[item.synset] for item in self._items) - len(self._retried)
+        )
 
     def _keep_waiting(self) -> bool:
         self._claims.beat()

@@ -283,10 +283,13 @@ class Tree:
             return 0
         return int((_read_json(path) or {}).get("given_up", 1))
 
-    def ended(self, synset: str) -> set[str]:
-        """Return the models of a synset that are published or quarantined, by their names alone: quick."""
-        given_up = {name.removesuffix(".json") for name in _listed(self.out / "quarantine" / synset)}
-        return _listed(self.out / "img" / synset) | given_up
+    def published(self, synset: str) -> set[str]:
+        """Return the models of a synset whose images are there, by their names alone: quick."""
+        return _listed(self.out / "img" / synset)
+
+    def given_up(self, synset: str) -> set[str]:
+        """Return the models of a synset that are quarantined."""
+        return {name.removesuffix(".json") for name in _listed(self.out / "quarantine" / synset)}
 
     def take_back(self, item: ModelFile) -> None:
         """Make what is published of an unfinished model staged again: images were lost, or a kill came in between."""

@@ -49,12 +49,12 @@ def is_summed_up(tree: Tree) -> bool:
 
 def sum_up(tree: Tree, items: Sequence[ModelFile]) -> None:
     """Write the summary of ``items``, all of which have ended. Raises: StorageError."""
-    ended = {synset: tree.ended(synset) for synset in {item.synset for item in items}}
+    there = {synset: tree.published(synset) for synset in {item.synset for item in items}}
     if (tree.out / "quarantine").is_dir():
         tree.list_quarantined()
     verdicts = _rows(tree.out / "quarantine.jsonl")
     failed = {f"{row['synset']}/{row['model']}" for row in verdicts}
-    finished = [item for item in items if item.model in ended[item.synset] and key(item) not in failed]
+    finished = [item for item in items if item.model in there[item.synset] and key(item) not in failed]
     sheet = _sheet(tree, finished)
     if sheet is not None:
         tree.write(SHEET, sheet)

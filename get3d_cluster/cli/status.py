@@ -45,6 +45,10 @@ class Row:
     step: int
     num_steps: int
     images: int
+    images_per_s: float | None
+    """While it runs: over all workers, since the newest attempt began, or in all of a training."""
+    given_up: int
+    """Items that came to nothing, such as quarantined models."""
     percent: float | None
     eta_s: float | None
     attempt: int
@@ -83,6 +87,9 @@ def row_of(facts: Facts) -> Row:
     step, num_steps = facts.progress.get("step", facts.saved_step), facts.progress.get("num_steps", 0)
     spec, ends = facts.spec, ends_of(facts)
     kind = spec.kind if spec else ""
+    images, given_up = facts.progress.get("images", 0), facts.progress.get("given_up", 0)
+    speed = _steps_per_s(facts, step) if state is RunState.RUNNING else None
+    images_per_s = speed * images / step if speed and step and images else None
     lasts = [element[-1] for element in _by_element(ends)]
     causes = Counter(str(outcome.cause) for outcome in ends)
     hosts = facts.standing.hosts or (ends[-1].hosts if ends and state != RunState.PENDING else ())
@@ -94,14 +101,20 @@ def row_of(facts: Facts) -> Row:
         scheduler=spec.scheduler if spec else "",
         state=str(state),
         why=_joined(
-            why, "" if state is RunState.DONE else _excluded(without), _parted(facts.not_bitwise_from)
+            why,
+            f"{images_per_s:.3g} images/s" if images_per_s and kind == "items" else "",
+            f"{given_up:,} given up" if given_up else "",
+            "" if state is RunState.DONE else _excluded(without),
+            _parted(facts.not_bitwise_from),
         ),
         epoch=facts.progress.get("epoch", 0),
         step=step,
         num_steps=num_steps,
-        images=facts.progress.get("images", 0),
+        images=images,
+        images_per_s=None if images_per_s is None else round(images_per_s, 3),
+        given_up=given_up,
         percent=round(100 * step / num_steps, 1) if num_steps else None,
-        eta_s=_eta_s(facts, step, num_steps) if state is RunState.RUNNING else None,
+        eta_s=(num_steps - step) / speed if speed and num_steps else None,
         attempt=max(facts.attempts, default=0),
         num_elements=len({outcome.element for outcome in ends} - {None}),
         preempted=causes[Cause.PREEMPTED],
@@ -249,8 +262,8 @@ def _added(text: str) -> str:
     return f": {text}" if text else ""
 
 
-def _eta_s(facts: Facts, step: int, num_steps: int) -> float | None:
-    """Return the seconds left. A ``steps`` run counts its active time over all attempts, one of items anew in each.
+def _steps_per_s(facts: Facts, step: int) -> float | None:
+    """Return the speed. A ``steps`` run counts its active time over all attempts, one of items anew in each.
 
     Of a job array the element that told last counts its own time, in which all elements made the items since it began.
     """
@@ -258,4 +271,4 @@ def _eta_s(facts: Facts, step: int, num_steps: int) -> float | None:
     before = facts.outcomes[-1].saved_step if is_items and facts.outcomes else 0
     done = step - facts.progress.get("start_step", before)
     active_s = facts.progress.get("active_s", 0.0)
-    return active_s / done * (num_steps - step) if done > 0 and active_s and num_steps else None
+    return done / active_s if done > 0 and active_s else None

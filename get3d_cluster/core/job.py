@@ -204,6 +204,8 @@ class Position:
     num_steps: int
     epoch: int = 0
     images: int = 0
+    given_up: int = 0
+    """Of the steps of a run of items, those that came to nothing, such as quarantined models."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,7 @@ class Progress:
             "num_steps": position.num_steps,
             "epoch": position.epoch,
             "images": position.images,
+            **({"given_up": position.given_up} if position.given_up else {}),
             **self._start,
         }
         with contextlib.suppress(StorageError):  # a full disk is told where state is saved

@@ -143,6 +143,15 @@ def test_items_are_timed_from_where_the_attempt_began() -> None:
     assert row.eta_s == 750.0
 
 
+def test_items_tell_their_speed_and_how_many_came_to_nothing() -> None:
+    items = replace(SPEC, kind="items")
+    progress = {"step": 25, "num_steps": 100, "start_step": 5, "active_s": 10.0, "images": 500, "given_up": 3}
+    row = row_of(facts(spec=items, attempts=[1], standing="running", progress=progress))
+    assert (row.images_per_s, row.given_up, row.why) == (40.0, 3, "40 images/s; 3 given up")
+    done = row_of(facts(spec=items, attempts=[1], is_done=True, progress=progress))
+    assert (done.images_per_s, done.why) == (None, "3 given up")
+
+
 def make_run(runs: Path, name: str = "a") -> RunFolder:
     run = RunFolder(runs / name)
     run.path.mkdir(parents=True)

@@ -131,7 +131,8 @@ def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_fini
     assert sorted((row["model"], row["ended"]) for row in rows) == sorted(
         (name, "finished" if "once" in name or name == "good" else "quarantined") for name in names
     )
-    assert done.work.position().step == 9
+    position = done.work.position()
+    assert (position.step, position.given_up, position.images) == (9, 7, 2 * len(NAMES))
 
 
 def test_a_quarantined_model_is_skipped_until_its_verdict_is_deleted(tmp_path: Path, fake: Path) -> None:
