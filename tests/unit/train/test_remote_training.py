@@ -13,7 +13,7 @@ from get3d_cluster.errors import StorageError, UsageError
 from get3d_cluster.runtime.checkpoint import state_digest
 from tests import train_setup as setup
 
-STEPS = 7
+STEPS = 4
 """Holds R1 phases (every 3), generator phases (every 2) and the end of an epoch (20 images, 8 a step)."""
 
 
@@ -64,9 +64,8 @@ def digest_after(work: Any, steps: int) -> str:
     "read",
     [
         {},
-        {"threads": 0, "cache_gb": 0},
         {"threads": 8, "memory_mb": 0},
-        {"ahead_mb": 0, "memory_mb": 0, "cache_gb": 1e-6},
+        {"threads": 0, "ahead_mb": 0, "memory_mb": 0, "cache_gb": 1e-6},
     ],
 )
 def test_a_url_trains_to_the_digest_of_the_folder(
