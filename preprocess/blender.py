@@ -153,8 +153,14 @@ class Blender:
             self._process.stdin.flush()
         except OSError:
             raise self._crashed(op) from None
-        reply: Reply = json.loads(self._read_line(op, timeout_s))
-        if not reply["ok"]:
+        line = self._read_line(op, timeout_s)
+        try:
+            reply: Reply = json.loads(line)
+            is_ok = bool(reply["ok"])
+        except (ValueError, KeyError, TypeError):
+            self.kill()
+            raise WorkerFailedError("crash", f"Blender's answer to {op} is garbled: {line[:80]!r}") from None
+        if not is_ok:
             raise RejectedError(reply["code"], reply["message"], reply.get("missing", ()))
         return reply
 

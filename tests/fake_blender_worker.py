@@ -1,6 +1,6 @@
 """A render worker without Blender: speaks docs/blender_worker.md and draws a disc. Misbehaves by the model's name.
 
-crash, hang, truncate: always; crash-once: the first time; slow: takes a while; empty: refused; litter: leaves a
+crash, hang, truncate, garble: always; crash-once: the first time; slow: takes a while; empty: refused; litter: leaves a
 temporary file; edge, blank, magenta, black: fails that gate. Each view is counted in the model's file ``rendered``.
 """
 
@@ -98,6 +98,8 @@ def main(replies_to: int) -> None:
                     "bbox": [[0, 0, 0], [1, 1, 1]],
                     "missing_textures": [],
                 }
+                if folder.name.startswith("garble"):
+                    replies.write("}{ not json\n")
                 if folder.name.startswith("empty"):
                     reply = {"ok": False, "code": "no-geometry", "message": "no faces in Blender"}
             elif op == "render":

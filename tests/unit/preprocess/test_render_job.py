@@ -109,7 +109,18 @@ def test_hidden_colour_of_the_worker_does_not_reach_the_dataset(tmp_path: Path, 
 def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_finished(
     tmp_path: Path, fake: Path
 ) -> None:
-    names = ["edge", "blank", "magenta", "black", "truncate", "empty", "crash", "crash-once", "good"]
+    names = [
+        "edge",
+        "blank",
+        "magenta",
+        "black",
+        "truncate",
+        "empty",
+        "crash",
+        "crash-once",
+        "garble",
+        "good",
+    ]
     job = config(tmp_path, fake, names)
     done = rendered(tmp_path, job)
     assert quarantined(job.out) == {
@@ -120,6 +131,7 @@ def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_fini
         "truncate": "damaged",
         "empty": "no-geometry",
         "crash": "crash",
+        "garble": "crash",
     }
     assert published(job.out) == {"crash-once": NAMES, "good": NAMES}
     verdict = json.loads((job.out / "quarantine" / "02958343" / "crash.json").read_text())
@@ -132,7 +144,7 @@ def test_bad_models_are_quarantined_with_their_reason_and_the_good_ones_are_fini
         (name, "finished" if "once" in name or name == "good" else "quarantined") for name in names
     )
     position = done.work.position()
-    assert (position.step, position.given_up, position.images) == (9, 7, 2 * len(NAMES))
+    assert (position.step, position.given_up, position.images) == (10, 8, 2 * len(NAMES))
 
 
 def test_a_quarantined_model_is_skipped_until_its_verdict_is_deleted(tmp_path: Path, fake: Path) -> None:
