@@ -21,6 +21,8 @@ from preprocess.shapenet import ModelFile, find_models
 from preprocess.summary import is_summed_up, sum_up
 
 KIND = "items"
+BLENDER = Path(__file__).parents[1] / ".venv-render" / "bin" / "python"
+"""Of this project, wherever the command is typed; a run keeps the path: its workers compute in a copy of the code."""
 WAIT_S = 0.2
 """Pause while other workers hold what is left."""
 SEARCH_S = 0.5
@@ -57,12 +59,12 @@ class Config:
     """What decides the pixels."""
     gates: Gates = field(default_factory=Gates)
     """What a view must satisfy."""
-    blender: Path = Path(".venv-render/bin/python")
+    blender: Path = field(default=BLENDER, metadata={"changeable": True})
     """A Python that has bpy (made by `make setup`), or the program of an installed Blender 4.2 or later."""
     device: Literal["auto", "cpu", "cuda", "optix"] = "auto"
     """What Cycles computes with; auto is OptiX or CUDA if resources.gpus_per_worker is set, else the CPU. Images of CPU
     and GPU differ in bits and never share an output folder."""
-    view_timeout_s: float = 300.0
+    view_timeout_s: float = field(default=300.0, metadata={"changeable": True})
     """Blender is killed when loading a model, or rendering a view, takes longer."""
     resources: Resources = field(default_factory=Resources)
     """What one attempt asks of the scheduler; Blender gets ``cpus_per_worker`` threads."""

@@ -238,8 +238,15 @@ class Tree:
     def open(self) -> None:
         """Write down the settings, or compare with those of the images that are there.
 
-        Raises: UsageError naming both and the keys that differ.
+        Raises: UsageError naming both and the keys that differ, or a folder that cannot be made.
         """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+            raise UsageError(
+                f"out={self.out} cannot be made a folder: {error.strerror}",
+                "set out= to a folder of your own",
+            ) from error
         self.agree("render.json", {"format": FORMAT, "digest": self.digest, "settings": asdict(self.image)})
 
     def agree(self, name: str, facts: Settings) -> None:

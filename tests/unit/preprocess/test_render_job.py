@@ -198,6 +198,14 @@ def test_a_damaged_description_of_the_images_is_named(tmp_path: Path) -> None:
     assert "out=" in caught.value.way_out
 
 
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_an_output_folder_that_cannot_be_made_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be made a folder") as caught:
+        Tree(tmp_path / name, ImageConfig()).open()
+    assert "out=" in caught.value.way_out
+
+
 def test_other_settings_are_refused_naming_what_differs(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a"])
     rendered(tmp_path, job)
