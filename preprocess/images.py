@@ -221,6 +221,16 @@ def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequenc
     }
 
 
+def make_output_folder(out: Path) -> None:
+    """Make ``out``, unless it is there. Raises: UsageError if it is a file, or not ours to make."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+        raise UsageError(
+            f"out={out} cannot be made a folder: {error.strerror}", "set out= to a folder of your own"
+        ) from error
+
+
 class Tree:
     """The output folder. Several workers may use it at once, each on models it has claimed.
 
@@ -240,13 +250,7 @@ class Tree:
 
         Raises: UsageError naming both and the keys that differ, or a folder that cannot be made.
         """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
-            raise UsageError(
-                f"out={self.out} cannot be made a folder: {error.strerror}",
-                "set out= to a folder of your own",
-            ) from error
+        make_output_folder(self.out)
         self.agree("render.json", {"format": FORMAT, "digest": self.digest, "settings": asdict(self.image)})
 
     def agree(self, name: str, facts: Settings) -> None:

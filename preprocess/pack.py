@@ -35,6 +35,7 @@ from get3d_cluster.data.format import (
 )
 from get3d_cluster.errors import UsageError
 from get3d_cluster.storage.local import write_atomic
+from preprocess.images import make_output_folder
 from preprocess.summary import PAGE, SHEET
 
 PARTS = "parts"
@@ -130,7 +131,8 @@ def rendered_keys(images: Path, synsets: Sequence[str] = ()) -> list[str]:
 
 
 def open_folder(out: Path, plan: Plan) -> None:
-    """Get ``out`` ready for this plan. Raises: UsageError if another dataset is complete there."""
+    """Get ``out`` ready for this plan. Raises: UsageError if another dataset is complete there, or it is no folder."""
+    make_output_folder(out)
     mark = out / PARTS / PLAN_NAME
     if (out / INDEX_NAME).exists() and _text(mark) != plan.digest:
         raise UsageError(

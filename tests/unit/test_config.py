@@ -176,6 +176,14 @@ def test_a_location_is_a_path_unless_it_is_a_url(typed: str, found: str) -> None
     assert anchored(WithLocation(data=typed), Path("/home/me")) == WithLocation(data=found)
 
 
+@pytest.mark.parametrize(("job", "key"), [("check", "data"), ("train", "data.path")])
+def test_a_dataset_is_taken_from_where_the_command_was_typed(job: str, key: str) -> None:
+    others = ["num_images=8"] if job == "train" else []
+    for typed, found in (("packed", "/home/me/packed"), ("s3://b/c", "s3://b/c"), ("/net/c", "/net/c")):
+        settings = load(find_job(job).Config, None, [f"{key}={typed}", *others])
+        assert flat(anchored(settings, Path("/home/me")))[key] == found
+
+
 def test_each_path_of_a_list_is_taken_from_there_too() -> None:
     given = WithLocation(data="/d", lists=(Path("train.txt"), Path("/abs/val.txt")))
     assert anchored(given, Path("/home/me")).lists == (Path("/home/me/train.txt"), Path("/abs/val.txt"))

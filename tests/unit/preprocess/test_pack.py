@@ -315,6 +315,12 @@ def test_a_damaged_part_of_the_index_is_made_again(rendered: Path, tmp_path: Pat
     assert content(tmp_path / "out") == wanted
 
 
+def test_an_output_that_is_a_file_is_refused(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match="cannot be made a folder"):
+        work_of(rendered, tmp_path / "out")
+
+
 def test_webdataset_reads_images_and_cameras(rendered: Path, tmp_path: Path) -> None:
     run(work_of(rendered, tmp_path / "out"))
     shard = str(tmp_path / "out" / "shard-00000.tar")
