@@ -222,9 +222,10 @@ def worker_settings(image: ImageConfig, threads: int, device: str, gpus: Sequenc
 
 
 def make_output_folder(out: Path) -> None:
-    """Make ``out``, unless it is there. Raises: UsageError if it is a file, or not ours to make."""
+    """Make ``out``, unless it is there. Raises: UsageError if it is a file, or not ours to make; StorageError."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        with _explained(out, but=(FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError)):
+            out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
         raise UsageError(
             f"out={out} cannot be made a folder: {error.strerror}", "set out= to a folder of your own"
@@ -579,9 +580,11 @@ def _differences(known: Settings, ours: Settings, prefix: str = "") -> list[str]
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
     try:
         yield
+    except but:
+        raise
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",
