@@ -27,11 +27,13 @@ import numpy as np
 import torch
 
 from get3d_cluster.core.job import CheckpointConfig
-from get3d_cluster.core.policy import is_save_due
 from get3d_cluster.dist.group import Group, SoloGroup, TorchGroup
 from get3d_cluster.errors import CheckpointError, ExitCode, FencedError, Get3dError, StorageError, UsageError
-from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError
+from get3d_cluster.runtime.cadence import Cadence
+from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, tiers_for
 from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
+from get3d_cluster.runtime.env import host
+from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.lease import Lease, read_lease, refuse_second_copy
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.storage import open_storage
@@ -133,11 +135,19 @@ class _Loop:
         self._group = _group()
         self._notices = Notices()
         self._lease: Lease | None = None
+        self._attempt = 0
         check = self._check if self._group.rank == 0 else lambda: None
-        self._checkpoints = Checkpoints(open_storage(path / "checkpoints"), config, check)
+        whole = path.absolute()
+        tiers = tiers_for(config, whole.name, str(whole), is_one_node=self._is_one_node())
+        self._checkpoints = Checkpoints(open_storage(path / "checkpoints"), config, check, tiers)
         self._saver = Saver(self._checkpoints, self._group)
-        self._done = self._saved_done = self._begun_done = 0
-        self._begun_s = time.monotonic()
+        self._cadence = Cadence(config, 0)
+        self._done = self._saved_done = self._begun_done = self._local_done = 0
+        self._begun_s = self._start_s = time.monotonic()
+        self._stall_s = 0.0
+        self._history: dict[str, Any] = {"active_s": 0.0, "interruptions": 0}
+        """What is known of the processes before this one: their seconds, and how many of them lost work."""
+        self._on: dict[str, Any] = {}
         self._place: dict[str, Any] = {}
         self._is_state_known = False
 
@@ -157,7 +167,9 @@ class _Loop:
         with _named_after(self._path):
             refuse_second_copy(path)
             held = read_lease(path)
-            lease = Lease(path, held["fence"] + 1 if held else 1)
+            self._history["interruptions"] = int(held is not None and not held.get("released"))
+            self._attempt = held["fence"] + 1 if held else 1
+            lease = Lease(path, self._attempt)
             lease.acquire()
         self._lease = lease
 
@@ -168,22 +180,42 @@ class _Loop:
 
     def _resume(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
         newest = self._on_rank_0(self._checkpoints.load)
-        step = self._group.broadcast(newest.step if newest else None)
-        if step is None:
+        place = self._group.broadcast([newest.step, newest.tier] if newest else None)
+        self._know(newest.meta if newest else {}, place[0] if place else 0)
+        if place is None:
             return 0, 0, others
-        state = newest.state if newest else self._read(step)
+        step = place[0]
+        state = (newest or self._read(*place)).state
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         for index, stateful in enumerate(self._more):
             stateful.load_state_dict(state[f"more{index}"])
         self._restore_generators(state["generators"])
         self._place = state["place"]
-        self._done = self._saved_done = self._begun_done = step
+        self._done = self._saved_done = self._begun_done = self._local_done = step
         return self._place["epoch"], self._place["step"], self._place["others"]
 
-    def _read(self, step: int) -> dict[str, Any]:
+    def _know(self, meta: Mapping[str, Any], step: int) -> None:
+        """Take over what a checkpoint tells of the processes before, and compare what decides bits."""
+        self._history["active_s"] = meta.get("active_s", 0.0)
+        self._history["interruptions"] += meta.get("interruptions", 0)
+        self._cadence = Cadence(self._config, self._history["interruptions"])
+        device = next((str(tensor.device) for tensor in self._model.parameters()), "cpu")
+        self._on = fingerprint_of_all(self._group, device)
+        rows = not_bitwise_rows(meta, self._on, step, self._attempt)
+        if rows:
+            self._history["not_bitwise"] = rows
+        for row in rows[len(meta.get("not_bitwise", ())) :]:
+            if self._group.rank == 0:
+                print(f"not bitwise from step {step} on: {told(row['changed'])}", flush=True)
+
+    def _is_one_node(self) -> bool:
+        mine = host()
+        return not self._group.any([self._group.broadcast(mine) != mine])[0]
+
+    def _read(self, step: int, tier: str) -> Loaded:
         try:
-            return self._checkpoints.read_step(step).state
+            return self._checkpoints.read_step(step, tier)
         except DamagedError as error:
             raise CheckpointError(
                 f"rank {self._group.rank} reads another checkpoint than rank 0: {error}",
@@ -213,20 +245,32 @@ class _Loop:
         if not self._is_state_known:  # now, not when it is needed; the first step has filled the optimizer
             self._saver.prepare(self._state())
             self._is_state_known = True
+        why = self._saver.flight.why if self._saver.flight else ""
         if verdict := self._saver.advance(flags):
-            self._landed(verdict)
+            self._landed(verdict, why)
         if stop:
             self._notices.answer()
             self._save_now()
             self._leave(epoch, step)
         elif save:
             self._begin()
+        elif self._is_local_due():
+            self._begin_local()
         return stop or save
 
     def _is_due(self) -> bool:
-        since_s = time.monotonic() - self._begun_s
-        is_due = is_save_due(self._done - self._begun_done, since_s, self._config)
+        now = time.monotonic()
+        is_due = self._cadence.is_due(self._done - self._begun_done, now - self._begun_s, self._active_s())
         return is_due and self._saver.flight is None
+
+    def _is_local_due(self) -> bool:
+        """Say, alike on all ranks, whether the near tier gets a checkpoint now."""
+        is_due = "local" in self._checkpoints.tiers
+        is_due = is_due and self._done - self._local_done >= self._config.local_every_steps
+        return is_due and self._saver.flight is None
+
+    def _active_s(self) -> float:
+        return float(self._history["active_s"]) + time.monotonic() - self._start_s
 
     def finish(self) -> None:
         try:
@@ -238,26 +282,39 @@ class _Loop:
         """Send the state on its way; a small one is written here and now."""
         state = self._state() | {"generators": self._generators()}
         self._begun_done, self._begun_s = self._done, time.monotonic()
-        if not self._saver.begin(self._done, state, self._meta()):
+        self._local_done = self._done
+        tiers = [tier for tier in (RUN, "url") if tier in self._checkpoints.tiers]
+        is_begun = self._saver.begin(self._done, state, self._meta(), tiers=tiers)
+        if not is_begun:
             self._write_here(state)
+        self._stall_s = time.monotonic() - self._begun_s
+        if not is_begun:
+            self._cadence.note(self._stall_s, self._stall_s)
+
+    def _begin_local(self) -> None:
+        self._local_done = self._done
+        state = self._state() | {"generators": self._generators()}
+        self._saver.begin(self._done, state, self._meta(), why="local", tiers=("local",))
 
     def _save_now(self) -> None:
         """Publish the state unless it is; nobody goes on before rank 0 has."""
         if self._saver.flight:
-            verdict = self._saver.finish()
+            why, verdict = self._saver.flight.why, self._saver.finish()
             if verdict.get("kind") != "storage":  # the save that follows meets the same, or it is over
-                self._landed(verdict)
+                self._landed(verdict, why)
         if self._done > self._saved_done:
             self._begin()
             if self._saver.flight:
-                self._landed(self._saver.finish())
+                self._landed(self._saver.finish(), "")
 
     def _write_here(self, state: dict[str, Any]) -> None:
         self._on_rank_0(lambda: self._checkpoints.save(self._done, state, self._meta()))
         self._saved_done = self._done
 
-    def _landed(self, verdict: Verdict) -> None:
-        """Note how a save ended. Raises: StorageError, FencedError."""
+    def _landed(self, verdict: Verdict, why: str) -> None:
+        """Note how a save ended; one of the near tier may fail. Raises: StorageError, FencedError."""
+        if why == "local" and verdict.get("kind") != "fenced":
+            return
         if verdict.get("kind") == "writer":
             self._write_here(self._state() | {"generators": self._generators()})
         elif "error" in verdict:
@@ -265,9 +322,13 @@ class _Loop:
             raise kind(verdict["error"], verdict["way_out"])
         else:
             self._saved_done = verdict["step"]
+            self._cadence.note(self._stall_s, verdict["seconds"])
+            for problem in verdict.get("problems", ()) if self._group.rank == 0 else ():
+                print(f"no copy of the checkpoint of step {verdict['step']}: {problem}", flush=True)
 
     def _meta(self) -> dict[str, Any]:
-        return {"epoch": self._place["epoch"]}
+        now = {"attempt": self._attempt, "active_s": self._active_s(), "on": self._on}
+        return {"epoch": self._place["epoch"], **self._history, **now}
 
     def _state(self) -> dict[str, Any]:
         more = {f"more{index}": stateful.state_dict() for index, stateful in enumerate(self._more)}

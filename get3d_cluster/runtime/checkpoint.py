@@ -237,9 +237,14 @@ def more_tiers(config: CheckpointConfig, spec: JobSpec, num_nodes: int) -> dict[
 
     Raises: UsageError if the URL cannot be used.
     """
-    run = f"{spec.name}-{hashlib.sha256(f'{spec.name} {spec.created}'.encode()).hexdigest()[:8]}"
+    return tiers_for(config, spec.name, f"{spec.name} {spec.created}", is_one_node=num_nodes == 1)
+
+
+def tiers_for(config: CheckpointConfig, name: str, unique: str, *, is_one_node: bool) -> dict[str, Storage]:
+    """Return ``more_tiers`` for whatever is called ``name``; ``unique`` is what no other one of that name has."""
+    run = f"{name}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
     tiers: dict[str, Storage] = {}
-    if config.local and num_nodes == 1:
+    if config.local and is_one_node:
         tiers["local"] = open_storage(Path(config.local) / run)
     if config.url:
         tiers["url"] = open_storage(f"{config.url.rstrip('/')}/{run}")
