@@ -5,7 +5,6 @@ if and only if its ``manifest.json`` does. ``mode="create"`` makes two attempts 
 one of them. Source: fsspec documentation.
 """
 
-import mmap
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ import fsspec
 
 from get3d_cluster.errors import Get3dError, StorageError, UsageError
 from get3d_cluster.storage.base import Data
+from get3d_cluster.storage.local import fresh_memory
 
 LAST = "manifest.json"
 RANGE_BYTES = 1 << 24
@@ -110,7 +110,7 @@ class RemoteStorage:
 
 def _by_ranges(fs: Any, path: str, size: int) -> memoryview:
     """Return a large file, several ranges of which travel at the same time. Raises: OSError if it is cut short."""
-    whole = memoryview(mmap.mmap(-1, size))
+    whole = fresh_memory(size)
 
     def fetch(start: int) -> None:
         end = min(start + RANGE_BYTES, size)
