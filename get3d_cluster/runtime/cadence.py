@@ -2,6 +2,7 @@
 
 from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.core.policy import best_period_s, is_save_due
+from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime.run_folder import RunFolder
 
 CONTENTION = 0.05
@@ -38,5 +39,12 @@ def interruptions_of(run: RunFolder, attempt: int) -> int:
 
     One that was told to leave and saved is none: it lost nothing. One that left no word counts.
     """
-    ends = (run.outcome(number) for number in run.attempts() if number < attempt)
-    return sum(end is None or end.end_step > end.saved_step for end in ends)
+    return sum(_has_lost(run, number) for number in run.attempts() if number < attempt)
+
+
+def _has_lost(run: RunFolder, attempt: int) -> bool:
+    try:
+        end = run.outcome(attempt)
+    except (Get3dError, ValueError, KeyError, TypeError):  # torn, or of another version
+        return True
+    return end is None or end.end_step > end.saved_step

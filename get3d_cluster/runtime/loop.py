@@ -20,7 +20,15 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.notices import STOP_SIGNALS
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
-from get3d_cluster.runtime.session import ComparingWork, FrozenWork, ItemWork, ReplicatedWork, Session, Work
+from get3d_cluster.runtime.session import (
+    ComparingWork,
+    DependentWork,
+    FrozenWork,
+    ItemWork,
+    ReplicatedWork,
+    Session,
+    Work,
+)
 from get3d_cluster.runtime.watchdog import process_age_s
 
 PROGRESS_S = 1.0
@@ -172,7 +180,8 @@ class _StepLoop:
         session.copying.ask(self._wait_for_copies)
         session.ballot.ask(self._flags)
         self._later = work.frozen_parts() if isinstance(work, FrozenWork) else ()
-        self._cadence = Cadence(config, interruptions_of(session.run, session.attempt))
+        is_asked = config.auto and session.rank == 0
+        self._cadence = Cadence(config, interruptions_of(session.run, session.attempt) if is_asked else 0)
         self._is_prepared = False
         self._saved: Saved | None = None
         self._saved_step = self._start_step = 0
@@ -199,6 +208,8 @@ class _StepLoop:
         self._start_step = self._saved_step = self._begun_step = self._local_step = position.step
         self._session.metrics.rewind(position.step)
         self._on = fingerprint_of_all(self._session.group, self._session.device)
+        if isinstance(self._work, DependentWork):
+            self._on |= self._work.bits_depend_on()
         if self._session.rank == 0:
             values = {"step": position.step, "epoch": position.epoch, "images": position.images}
             self._session.events.write(

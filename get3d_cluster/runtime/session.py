@@ -155,6 +155,15 @@ class ComparingWork(Protocol):
         ...
 
 
+@runtime_checkable
+class DependentWork(Protocol):
+    """Work whose bits depend on more than its state and the numeric environment."""
+
+    def bits_depend_on(self) -> Mapping[str, Any]:
+        """Return these conditions of this attempt by name, as JSON values. A resume under others is told."""
+        ...
+
+
 class ItemWork(Protocol):
     """A job of kind ``items``: workers share out files, which are the state; they never wait for each other."""
 

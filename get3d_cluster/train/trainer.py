@@ -194,6 +194,10 @@ class Get3dTrainer:
         self.counters = Counters(**state["counters"])
         self._start_step = self.counters.step
 
+    def bits_depend_on(self) -> Mapping[str, Any]:
+        """Return the number of workers, if the library adds their gradients."""
+        return {"workers": self._session.world_size} if self.config.reduction.mode == "fast" else {}
+
     def agreed_step(self) -> int | None:
         """Return when all workers were last known to have the same weights; None if nobody compares."""
         if self._session.world_size == 1 or not self.config.reduction.replica_check_every:

@@ -90,4 +90,7 @@ def test_only_what_lost_work_counts_as_an_interruption(tmp_path: Path) -> None:
     )  # while it started
     ended(run, exit_code=76, end_step=70, saved_step=60)  # told too late
     assert interruptions_of(run, 6) == 3
-    assert interruptions_of(run, 3) == 1
+    (run.attempt_dir(1) / "outcome.json").write_text("{")
+    assert interruptions_of(run, 6) == 4, "torn"
+    (run.attempt_dir(1) / "outcome.json").unlink()
+    assert interruptions_of(run, 3) == 2

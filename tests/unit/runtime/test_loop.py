@@ -190,6 +190,28 @@ def test_a_damaged_checkpoint_is_told_in_the_log_and_in_the_event(
     assert resumed["damaged"][0] in capsys.readouterr().out
 
 
+def test_what_the_work_itself_depends_on_is_compared_as_well(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dependent(Count):
+        workers = 4
+
+        def bits_depend_on(self) -> dict[str, int]:
+            return {"workers": self.workers}
+
+    def go(told_at: int) -> Any:
+        session.notices.received.clear()
+        work = Dependent(session, told_at=told_at)
+        return run_steps(work, session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME)
+
+    assert go(3).not_bitwise_from is None
+    assert go(5).not_bitwise_from is None
+    monkeypatch.setattr(Dependent, "workers", 2)
+    assert go(0).not_bitwise_from == 5
+    (told,) = (row for row in events_of(session) if row["event"] == "environment")
+    assert told["changed"] == {"workers": [4, 2]}
+
+
 class Shaped(Count):
     """Work with a layer of so many weights, and an optimizer that is filled by its first step."""
 

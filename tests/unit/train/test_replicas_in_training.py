@@ -44,3 +44,13 @@ def test_a_training_tells_when_its_copies_were_last_known_to_be_equal(
     assert work.agreed_step() == 1
     monkeypatch.setattr(work, "_agreed_step", 2)
     assert work.agreed_step() == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "depends"), [("exact", {}), ("exact_bf16", {}), ("flat", {}), ("fast", {"workers": 1})]
+)
+def test_only_the_librarys_sum_makes_bits_depend_on_the_number_of_workers(
+    tmp_path: Path, mode: str, depends: dict[str, int]
+) -> None:
+    config = setup.tiny_config(setup.dataset(tmp_path / "data"), f"reduction.mode={mode}")
+    assert setup.trainer(config, tmp_path / "run").bits_depend_on() == depends
