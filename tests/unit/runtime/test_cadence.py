@@ -1,15 +1,26 @@
 """The period between saves: as configured, or from what saves were measured to cost and how often work was lost."""
 
 import math
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, Outcome
+from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Outcome, Position, Resources
 from get3d_cluster.core.policy import LONGEST_S, SHORTEST_S, UNKNOWN_MTBI_S
+from get3d_cluster.dist.group import SoloGroup
+from get3d_cluster.runtime import cadence
 from get3d_cluster.runtime.cadence import CONTENTION, Cadence, interruptions_of
+from get3d_cluster.runtime.checkpoint import Checkpoints
+from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.loop import run_steps
+from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.session import Session
+from get3d_cluster.schedulers.base import StopReason
+from get3d_cluster.storage import open_storage
 
 AUTO = CheckpointConfig(auto=True, every_s=77.0)
 HOUR = 3600.0
@@ -94,3 +105,66 @@ def test_only_what_lost_work_counts_as_an_interruption(tmp_path: Path) -> None:
     assert interruptions_of(run, 6) == 4, "torn"
     (run.attempt_dir(1) / "outcome.json").unlink()
     assert interruptions_of(run, 3) == 2
+
+
+class Work:
+    """Thirty steps of a hundredth of a second."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def position(self) -> Position:
+        return Position(step=self.done, num_steps=30)
+
+    def is_done(self) -> bool:
+        return self.done >= 30
+
+    def step(self) -> None:
+        time.sleep(0.01)
+        self.done += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def test_a_training_saves_by_what_its_own_saves_and_losses_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, int, float]] = []
+    run = RunFolder(tmp_path)
+    run.write_spec(JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00"))
+    for _ in range(2):
+        ended(run)
+
+    def period_s(cost_s: float, interruptions: int, trained_s: float) -> float:
+        asked.append((cost_s, interruptions, trained_s))
+        return 0.08
+
+    monkeypatch.setattr(cadence, "best_period_s", period_s)
+    config = CheckpointConfig(auto=True, every_s=0.03)
+    session = Session(
+        run=run,
+        attempt=run.new_attempt(),
+        group=SoloGroup(),
+        resources=Resources(),
+        notices=Notices(),
+        events=EventLog(run.events_path, 3, 0),
+        metrics=MetricLog(run.metrics_path),
+    )
+    checkpoints = Checkpoints(open_storage(run.checkpoints_dir), config, lambda: None)
+    run_steps(Work(), session, checkpoints, config, lambda: StopReason(cause=Cause.PREEMPTED, grace_s=None))
+    saves = [row for row in read_rows(run.events_path) if row["event"] == "save"]
+    begun = [row["t"] - row["seconds"] for row in saves if row["why"] == "periodic"]
+    assert saves[0]["step"] <= 5
+    assert len(begun) >= 2
+    assert all(later - earlier > 0.075 for earlier, later in pairwise(begun))
+    costs = {round(cost_s, 4) for cost_s, _, _ in asked}
+    assert costs <= {row["stall_s"] for row in saves}, (
+        "small states are written while training waits: all of it"
+    )
+    assert {interruptions for _, interruptions, _ in asked} == {2}
+    assert [trained_s for _, _, trained_s in asked] == sorted(trained_s for _, _, trained_s in asked)
+    assert 0.01 < asked[0][2] < asked[-1][2]
