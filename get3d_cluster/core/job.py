@@ -131,8 +131,8 @@ class CheckpointConfig:
     every_s: float = 300.0
     """Seconds of training between periodic checkpoints; 0 saves on notice and at the end only."""
     auto: bool = False
-    """Choose the period from what a save was measured to cost and how often the run was interrupted, instead of
-    ``every_s``: sqrt(2 * cost * time between interruptions). Source: Young 1974."""
+    """Choose the period from what a save was measured to cost and how often work was lost, instead of
+    ``every_s``: sqrt(2 * cost * training between losses). Source: Young 1974."""
     every_steps: int = 0
     """Steps between periodic checkpoints; 0 leaves it to ``every_s``."""
     keep_last: int = 2
