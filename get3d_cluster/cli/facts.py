@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from get3d_cluster.config import read_section
+from get3d_cluster.config import read_section_or_default
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, RetryConfig
 from get3d_cluster.errors import Get3dError
 from get3d_cluster.runtime.checkpoint_files import meta_in, not_bitwise_from
@@ -97,6 +97,8 @@ class Inquiry:
         progress = _progress(run)
         saved_step, saved_t, parted_step = _newest_checkpoint(run)
         now = time.time()
+        is_asked = not is_done and _is_retry_asked(standing, ends)
+        retry = read_section_or_default(RetryConfig, run.config_path, "retry") if is_asked else RetryConfig()
         return Facts(
             name=run.name,
             path=str(run.path),
@@ -113,7 +115,7 @@ class Inquiry:
             saved_age_s=max(0.0, now - saved_t) if saved_t else None,
             not_bitwise_from=parted_step,
             goodput=goodput_of(run).total,
-            retry=_retry(run) if not is_done and _is_retry_asked(standing, ends) else RetryConfig(),
+            retry=retry,
             held=_word(run.hold_path, "why"),
             stopped=_word(run.stopped_path, "cause"),
         )
@@ -232,10 +234,3 @@ def _word(path: Path, key: str) -> str:
     with contextlib.suppress(Get3dError):
         return str(read_json(path).get(key, ""))
     return ""
-
-
-def _retry(run: RunFolder) -> RetryConfig:
-    try:
-        return read_section(RetryConfig, run.config_path, "retry")
-    except Get3dError:
-        return RetryConfig()

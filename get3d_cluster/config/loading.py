@@ -61,7 +61,7 @@ def read_section(section_class: type[ConfigT], path: Path, name: str) -> ConfigT
 
 
 def read_section_or_default(section_class: type[ConfigT], path: Path, name: str) -> ConfigT:
-    """Return ``read_section``, or the defaults where the section cannot be read: for those who only look."""
+    """Return ``read_section``, or the defaults where the section cannot be read: for those who cannot refuse."""
     try:
         return read_section(section_class, path, name)
     except UsageError:

@@ -64,7 +64,7 @@ class _Lines:
         self.flush()
 
     def flush(self) -> None:
-        while self._waiting and _append(self._path, self._waiting[0]):
+        while self._waiting and append_line(self._path, self._waiting[0]):
             self._waiting.popleft()
 
 
@@ -83,7 +83,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _append(path: Path, line: bytes) -> bool:
+def append_line(path: Path, line: bytes) -> bool:
     """Append one line; say whether it lies in the file whole. One that was cut short is ended by the next one."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

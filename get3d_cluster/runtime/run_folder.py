@@ -61,6 +61,14 @@ class RunFolder:
         real = os.path.realpath(self.path)
         return f"{Path(real).name}-{hashlib.sha256(real.encode()).hexdigest()[:8]}"
 
+    def import_root(self) -> Path:
+        """Return where workers import from: the snapshot, or else the repository of this very package.
+
+        A run that is only planned gets its snapshot when it is submitted.
+        """
+        is_planned = not self.spec_path.is_file()
+        return self.code_dir if self.code_dir.is_dir() or is_planned else Path(__file__).resolve().parents[2]
+
     def spec(self) -> JobSpec:
         """Return what the run is. Raises: UsageError if spec.json cannot be read."""
         data = read_json(self.spec_path)

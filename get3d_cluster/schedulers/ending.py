@@ -70,6 +70,15 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
     return min(failures, key=lambda end: (end.at, _order_of_guilt(end.code), end.rank), default=None)
 
 
+def code_from_shell(status: int) -> int:
+    """Return a worker's exit code from the status that a shell saw: minus the signal if one killed it.
+
+    >>> code_from_shell(137), code_from_shell(75)
+    (-9, 75)
+    """
+    return 128 - status if status > 128 else status
+
+
 def describe_exit(end: Exit) -> str:
     """Return an exit as people say it.
 

@@ -50,11 +50,6 @@ def worker_command(run: RunFolder, python: str) -> list[str]:
     return [python or sys.executable, "-m", "get3d_cluster.worker", str(run.path)]
 
 
-def code_folder(run: RunFolder) -> Path:
-    """Return where workers import from: the snapshot in the run folder, or else this package's own repository."""
-    return run.code_dir if run.code_dir.is_dir() else files.source_root()
-
-
 def place(order: Order, attempt: int, rank: int) -> WorkerEnv:
     """Return who worker ``rank`` is; ranks fill one node after the other."""
     return WorkerEnv(
@@ -112,7 +107,7 @@ def _start_workers(
 ) -> dict[int, subprocess.Popen[bytes]]:
     """Start all workers, one process group for each node, and write down who they are."""
     command = worker_command(run, run.spec().python)
-    code = code_folder(run)
+    code = run.import_root()
     workers: dict[int, subprocess.Popen[bytes]] = {}
     for rank in range(order.resources.num_workers):
         leader = workers.get(rank - rank % order.resources.workers_per_node)

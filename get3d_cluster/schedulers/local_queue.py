@@ -20,7 +20,7 @@ from dataclasses import replace
 from io import BufferedRandom
 from pathlib import Path
 
-from get3d_cluster.config import read_section
+from get3d_cluster.config import read_section_or_default
 from get3d_cluster.core.job import Cause, Outcome, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError, StorageError
@@ -281,7 +281,7 @@ class LocalQueue:
 
     def _obey_policy(self, run: RunFolder, job: Job, outcome: Outcome) -> None:
         since = [past for past in run.outcomes() if past.attempt > job.refilled_at] or [outcome]
-        decision = after_attempt(since, retry_config(run))
+        decision = after_attempt(since, read_section_or_default(RetryConfig, run.config_path, "retry"))
         if decision.action is Action.REQUEUE:
             why = f"backing off {decision.delay_s:g} s ({outcome.cause})" if decision.delay_s else ""
             self._come_back(job, decision.delay_s, why, keeps_place=outcome.cause is Cause.PREEMPTED)
@@ -366,15 +366,6 @@ def lost_outcome(run: RunFolder, job: Job, processes: Processes | None) -> Outco
         world_size=job.resources.num_workers,
         hosts=(env.host(),),
     )
-
-
-def retry_config(run: RunFolder) -> RetryConfig:
-    """Return the section ``retry`` of a run's config.yaml; the defaults if it is missing or unreadable."""
-    try:
-        return read_section(RetryConfig, run.config_path, "retry")
-    except Get3dError as error:
-        _log.warning("%s: retries by the defaults: %s", run.name, error.what)
-        return RetryConfig()
 
 
 def _outcome(run: RunFolder, attempt: int) -> Outcome | None:

@@ -3,14 +3,13 @@
 submitit writes the batch script and hands it to sbatch. What it does around a job (handlers, requeue, results) is not
 used: the script numbers the attempt first (``slurm_start``), starts each worker through ``slurm_task.sh``, and sees to
 the outcome and the return at the end (``slurm_end``). How decisions are made is in ``slurm_plan``; what is asked of
-SLURM in ``slurm_query``; which files there are in ``slurm_files``.
+SLURM in ``slurm_query``; how attempts ended in ``slurm_post_mortem``; which files there are in ``slurm_files``.
 """
 
 import contextlib
 import dataclasses
 import io
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -27,9 +26,9 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
 from get3d_cluster.schedulers.base import Standing, StopReason
-from get3d_cluster.schedulers.ending import exit_code_of
 from get3d_cluster.schedulers.notes import Notice
 from get3d_cluster.schedulers.slurm_plan import PENDING_STATES, Chunk, Promise, QueueRow
+from get3d_cluster.schedulers.slurm_post_mortem import asked_reason, obituary
 
 GATE_S = 15.0
 """A run whose predecessors are not done, and have no job to wait for, looks again after so long."""
@@ -42,8 +41,6 @@ TRY_AGAIN_S = (5.0, 20.0, 60.0)
 LOOKS = 3
 LOOK_AGAIN_S = 2.0
 """After an sbatch that neither queued nor refused, the queue is looked at so often, so long apart."""
-ASK_S = 1.0
-"""Longest wait of a worker for SLURM's word about its end, twice at most: the save comes after it."""
 TASK_SCRIPT = "get3d_cluster/schedulers/slurm_task.sh"
 STEP = 0
 """Number of the step in which a batch script starts the workers."""
@@ -211,7 +208,7 @@ class SlurmScheduler:
                 f"resources.array={resources.array}, but a {spec.job} run has no items to share out",
                 "set array=0; workers of such a run are nodes x workers_per_node",
             )
-        code = str(code_folder(run))
+        code = str(run.import_root())
         python = spec.python if spec and spec.python else sys.executable
         command = slurm_plan.worker_command(resources, python, f"{code}/{TASK_SCRIPT}", [str(run.path), code])
         waited_s = slurm_files.since_submitted_s(run) if follows else 0.0
@@ -460,98 +457,6 @@ def is_coming_back(record: dict[str, str], restarts: int) -> bool:
     )
 
 
-def asked_reason(place: slurm_files.Place, *, timeout_s: float = ASK_S, past_state: str = "") -> StopReason:
-    """Return what SLURM says about why a job has to leave; PREEMPTED when it says nothing.
-
-    Without ``past_state``, from the accounting, a preemption without GraceTime looks like a requeue by hand.
-    """
-    try:
-        record = slurm_query.job_record(place.job, timeout_s=timeout_s)
-    except SchedulerError:
-        return StopReason(cause=Cause.PREEMPTED)
-    return slurm_plan.cause_of(
-        record,
-        place.restarts,
-        kill_wait_s=place.kill_wait_s,
-        now=time.time(),
-        warning_s=place.warning_s,
-        past_state=past_state,
-        promised_s=place.grace_s,
-    )
-
-
-def past_state(place: slurm_files.Place) -> str:
-    """Return what the accounting calls the end of an attempt; empty while it runs, or if nobody knows."""
-    past = slurm_query.past(place.name)
-    state = past[place.restarts].state if len(past) > place.restarts else ""
-    return "" if state.startswith(("RUNNING", "PENDING", "COMPLETING")) else state
-
-
-def obituary(run: RunFolder, attempt: int, place: slurm_files.Place) -> Outcome:
-    """Return the outcome of an attempt that is over and left no word."""
-    cause, message, failed = how_ended(run, attempt, place)
-    return Outcome(
-        attempt=attempt,
-        cause=cause,
-        exit_code=exit_code_of(cause, None),
-        start_step=place.start_step,
-        end_step=max(place.start_step, run.reached_step(attempt)),
-        saved_step=run.saved_step(),
-        message=message,
-        world_size=max(1, len(slurm_files.exits(run, attempt))),
-        hosts=place.hosts,
-        failed_hosts=failed,
-        element=place.element,
-    )
-
-
-def how_ended(run: RunFolder, attempt: int, place: slurm_files.Place) -> tuple[Cause, str, tuple[str, ...]]:
-    """Return cause, words and failed nodes of an attempt that is over and left no outcome.
-
-    SLURM's accounting says it, or else what SLURM wrote into the batch output; without both it counts as requeued.
-    """
-    notice = notes.read_notice(run, attempt)
-    past = slurm_query.past(place.name)
-    mine = past[place.restarts] if len(past) > place.restarts else None
-    state = past_state(place) or last_cancellation(_tail(slurm_files.output_of(run, attempt)))
-    cause, words = slurm_plan.ending_of(state, mine.exit_code if mine else "")
-    failed = mine.failed_nodes if mine else ()
-    if cause is Cause.NODE_FAILURE and not failed:
-        failed = told_failures(
-            _tail(slurm_files.output_of(run, attempt)), f"attempt {attempt} of {run.name} on "
-        )
-        failed = failed or slurm_query.down_nodes(place.hosts)  # not those that are back already
-    if notice is not None:
-        cause = notice.cause
-    return cause, f"{words}: only step {run.saved_step()} stands", failed
-
-
-def told_failures(output: str, begin: str) -> tuple[str, ...]:
-    r"""Return the nodes that srun called failed in a batch output, after the line that starts with ``begin``.
-
-    >>> told_failures("attempt 1 of run on node1\nsrun: error: Node failure on node1", "attempt 1 of run on ")
-    ('node1',)
-    """
-    said = re.findall(r"^srun: error: Node failure on (\S+)", output.rpartition(begin)[2], re.MULTILINE)
-    return tuple(dict.fromkeys(node for names in said for node in slurm_plan.expand_nodes(names)))
-
-
-def last_cancellation(output: str) -> str:
-    """Return the state that slurmstepd's last words in a batch output amount to, or an empty text.
-
-    >>> last_cancellation("error: *** JOB 7 ON node1 CANCELLED AT 2026-11-23T03:00:00 DUE TO PREEMPTION ***")
-    'PREEMPTED'
-    """
-    said = re.findall(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? ?\*\*\*", output)
-    states = {
-        "PREEMPTION": "PREEMPTED",
-        "TIME LIMIT": "TIMEOUT",
-        "JOB REQUEUE": "REQUEUED",
-        "NODE FAILURE": "NODE_FAIL",
-    }
-    return states.get(said[-1], "CANCELLED") if said else ""
-
-
 def longest_save_s(run: RunFolder) -> float | None:
     """Return how long the longest save of the run took so far."""
     seconds = [
@@ -560,12 +465,6 @@ def longest_save_s(run: RunFolder) -> float | None:
         if row.get("event") == "save" and "seconds" in row
     ]
     return max(seconds, default=None)
-
-
-def code_folder(run: RunFolder) -> Path:
-    """Return where workers import from: the snapshot in the run folder, or else this package's own repository."""
-    is_there = run.code_dir.is_dir() or not run.spec_path.is_file()  # a submission makes both
-    return run.code_dir if is_there else Path(__file__).resolve().parents[2]
 
 
 def setup_lines(
@@ -650,9 +549,3 @@ def _call(*command: str) -> None:
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).split())[:300]
         raise SchedulerError(f"{' '.join(command)}: {said}", "python launch.py doctor looks at the cluster")
-
-
-def _tail(path: Path | None) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text(errors="replace")[-8192:] if path else ""
-    return ""

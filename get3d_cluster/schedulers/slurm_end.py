@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from get3d_cluster.config import read_section
+from get3d_cluster.config import read_section, read_section_or_default
 from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.errors import Get3dError, SchedulerError, UsageError
@@ -23,14 +23,16 @@ from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.schedulers.ending import (
     Ending,
     Exit,
+    code_from_shell,
     corrected,
     first_failure,
     last_words_of,
     missing_outcome,
 )
 from get3d_cluster.schedulers.notes import Notice
-from get3d_cluster.schedulers.slurm import SlurmScheduler, asked_reason, obituary, past_state
+from get3d_cluster.schedulers.slurm import SlurmScheduler
 from get3d_cluster.schedulers.slurm_files import Place
+from get3d_cluster.schedulers.slurm_post_mortem import asked_reason, failed_nodes, obituary, past_of, state_of
 
 RULED = (Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.CANCELLED, Cause.NODE_FAILURE, Cause.REQUEUED)
 """What SLURM says of a job that leaves, where a worker that could not ask took it for a preemption."""
@@ -50,7 +52,8 @@ def end(path: Path, code: int) -> str:
     said = f"attempt {attempt} of {run.name}: {outcome.cause}"
     if is_superseded(run, attempt, place):
         return f"{said}; a newer attempt owns the run"
-    decision = after_attempt(slurm_files.recent_outcomes(run, place.element), _retry(run))
+    retry = read_section_or_default(RetryConfig, run.config_path, "retry")
+    decision = after_attempt(slurm_files.recent_outcomes(run, place.element), retry)
     if decision.action is Action.HOLD:
         notes.hold(run, decision.why)
         return f"{said}; held: {decision.why}"
@@ -69,8 +72,9 @@ def settled(run: RunFolder, attempt: int, place: Place, code: int) -> Outcome:
         return _made(run, attempt, place, exits)
     written = _with_guilty(run, corrected(written, first_failure(exits)))
     if written.cause in (Cause.PREEMPTED, Cause.REQUEUED) and notes.read_notice(run, attempt) is None:
-        ruled = asked_reason(place, past_state=past_state(place)).cause
-        failed = slurm_query.down_nodes(place.hosts) if ruled is Cause.NODE_FAILURE else ()
+        past = past_of(place)
+        ruled = asked_reason(place, past_state=state_of(past)).cause
+        failed = failed_nodes(run, attempt, place, past) if ruled is Cause.NODE_FAILURE else ()
         return replace(written, cause=ruled, failed_hosts=failed) if ruled in RULED else written
     return written
 
@@ -122,7 +126,7 @@ def _notice_of_slurm(run: RunFolder, attempt: int, place: Place, exits: Sequence
     is_early = any(run.attempt_dir(attempt).glob("early.rank*"))
     if exits and not is_early and not any(exit_.code in (-9, -15) for exit_ in exits):
         return None
-    reason = asked_reason(place, past_state=past_state(place))
+    reason = asked_reason(place, past_state=state_of(past_of(place)))
     if reason == StopReason(cause=Cause.PREEMPTED) and not is_early and _is_running(place):
         return None  # a SIGKILL of somebody else, such as the kernel when memory is short
     return Notice(cause=reason.cause, grace_s=reason.grace_s)
@@ -139,15 +143,8 @@ def _exits(run: RunFolder, attempt: int, code: int) -> list[Exit]:
     """Return how the workers ended; what srun returned stands for those whose script was killed as well."""
     found = slurm_files.exits(run, attempt)
     if not found and code:
-        return [Exit(rank=0, code=128 - code if code > 128 else code, at=time.time())]
+        return [Exit(rank=0, code=code_from_shell(code), at=time.time())]
     return found
-
-
-def _retry(run: RunFolder) -> RetryConfig:
-    try:
-        return read_section(RetryConfig, run.config_path, "retry")
-    except Get3dError:
-        return RetryConfig()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,15 +8,15 @@ RUN/attempts/NNNN/exit.rankRRRR    exit code of a worker, written by the script 
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from get3d_cluster.core.job import Outcome
-from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.errors import StorageError
+from get3d_cluster.runtime.events import append_line, read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
-from get3d_cluster.schedulers.ending import Exit
+from get3d_cluster.schedulers.ending import Exit, code_from_shell
 from get3d_cluster.schedulers.notes import read_or_nothing
 
 SUBMITTED = "submitted"
@@ -56,17 +56,18 @@ def comment_of(run: RunFolder) -> str:
 
 
 def note_job(run: RunFolder, job: str, why: str, element: int | None = None) -> None:
-    """Append a submitted job to the run's list; with ``element`` it is the successor of that one of an array."""
+    """Append a submitted job to the run's list; with ``element`` it is the successor of that one of an array.
+
+    Raises: StorageError.
+    """
     path = run.slurm_dir / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     newest = max(run.attempts(), default=0)
     row = {"id": job, "t": round(time.time(), 3), "why": why, "attempt": newest}
     line = json.dumps(row if element is None else {**row, "element": element}) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+    if not append_line(path, line.encode()):
+        what = f"job {job} of {run.name} is queued, but cannot be written into {path}"
+        raise StorageError(what, "make room there; launch.py status finds the job by its comment")
 
 
 def jobs(run: RunFolder, element: int | None = None) -> list[str]:
@@ -117,7 +118,6 @@ def exits(run: RunFolder, attempt: int) -> list[Exit]:
     for path in run.attempt_dir(attempt).glob("exit.rank*"):
         text = path.read_text().strip()
         if text.isdigit():
-            code = int(text)
             at = path.stat().st_mtime
-            found.append(Exit(rank=int(path.name[9:]), code=128 - code if code > 128 else code, at=at))
+            found.append(Exit(rank=int(path.name[9:]), code=code_from_shell(int(text)), at=at))
     return sorted(found, key=lambda end: end.rank)

@@ -370,6 +370,32 @@ _REASONS: Mapping[str, str] = {
 _HELD = re.compile(r"[Hh]eld|JobHold|special exit|SPECIAL_EXIT|_HOLD")
 
 
+def told_failures(output: str, begin: str) -> tuple[str, ...]:
+    r"""Return the nodes that srun called failed in a batch output, after the line that starts with ``begin``.
+
+    >>> told_failures("attempt 1 of run on node1\nsrun: error: Node failure on node1", "attempt 1 of run on ")
+    ('node1',)
+    """
+    said = re.findall(r"^srun: error: Node failure on (\S+)", output.rpartition(begin)[2], re.MULTILINE)
+    return tuple(dict.fromkeys(node for names in said for node in expand_nodes(names)))
+
+
+def last_cancellation(output: str) -> str:
+    """Return the state that slurmstepd's last words in a batch output amount to, or an empty text.
+
+    >>> last_cancellation("error: *** JOB 7 ON node1 CANCELLED AT 2026-11-23T03:00:00 DUE TO PREEMPTION ***")
+    'PREEMPTED'
+    """
+    said = re.findall(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? ?\*\*\*", output)
+    states = {
+        "PREEMPTION": "PREEMPTED",
+        "TIME LIMIT": "TIMEOUT",
+        "JOB REQUEUE": "REQUEUED",
+        "NODE FAILURE": "NODE_FAIL",
+    }
+    return states.get(said[-1], "CANCELLED") if said else ""
+
+
 def standing_of(rows: Sequence[QueueRow]) -> Standing:
     """Return what the queue says of a run: of one job, of several, or of the elements of arrays."""
     running = [row for row in rows if row.state in RUNNING_STATES]

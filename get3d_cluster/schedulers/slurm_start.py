@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from get3d_cluster.config import read_section
+from get3d_cluster.config import read_section, read_section_or_default
 from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.errors import ExitCode, Get3dError, SchedulerError
@@ -23,14 +23,13 @@ from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers import notes, slurm_files, slurm_plan, slurm_query
 from get3d_cluster.schedulers.slurm import (
     SlurmScheduler,
-    how_ended,
     leave_pickle,
-    obituary,
     predecessors,
     successor_of,
 )
 from get3d_cluster.schedulers.slurm_files import Place
 from get3d_cluster.schedulers.slurm_plan import Promise
+from get3d_cluster.schedulers.slurm_post_mortem import how_ended, obituary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,8 @@ def _held(run: RunFolder, element: int | None) -> Verdict | None:
     outcomes = slurm_files.recent_outcomes(run, element)
     if not outcomes:
         return None
-    decision = after_attempt(outcomes, _retry(run))
+    retry = read_section_or_default(RetryConfig, run.config_path, "retry")
+    decision = after_attempt(outcomes, retry)
     if decision.action is not Action.HOLD:
         return None
     notes.hold(run, decision.why)
@@ -162,13 +162,6 @@ def exports(variables: Mapping[str, str], said: str) -> str:
 def ended(why: str, code: ExitCode) -> str:
     """Return shell lines that say ``why`` and end the job with ``code``."""
     return f"echo {shlex.quote(why)}\nexit {int(code)}"
-
-
-def _retry(run: RunFolder) -> RetryConfig:
-    try:
-        return read_section(RetryConfig, run.config_path, "retry")
-    except Get3dError:
-        return RetryConfig()
 
 
 def _promise(resources: Resources) -> Promise:

@@ -22,11 +22,12 @@ from get3d_cluster.config import (
     plain,
     read_run_config,
     read_section,
+    read_section_or_default,
     save_text,
     show,
     updated_text,
 )
-from get3d_cluster.core.job import Resources
+from get3d_cluster.core.job import Resources, RetryConfig
 from get3d_cluster.errors import UsageError
 
 
@@ -426,3 +427,20 @@ def test_looking_up_every_job_imports_no_torch() -> None:
     program += "sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text, retry",
+    [
+        (None, RetryConfig()),
+        ("retry: {max_crashes: 7, backoff_s: 0.5}", RetryConfig(max_crashes=7, backoff_s=0.5)),
+        ("optim: {lr: 1}", RetryConfig()),
+        ("retry: [broken", RetryConfig()),
+        ("retry: {max_crashes: many}", RetryConfig()),
+    ],
+)
+def test_retry_comes_from_the_runs_configuration_or_its_defaults(tmp_path, text, retry):
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert read_section_or_default(RetryConfig, path, "retry") == retry

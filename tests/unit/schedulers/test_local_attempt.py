@@ -8,7 +8,6 @@ from get3d_cluster.schedulers.ending import Ending, Exit, first_failure, missing
 from get3d_cluster.schedulers.local_attempt import (
     PEER_KILL_S,
     PEER_TERM_S,
-    code_folder,
     due_for_peers,
     gpus_of,
     place,
@@ -105,7 +104,9 @@ def test_ranks_fill_nodes_and_gpus_in_order():
 
 def test_workers_import_from_the_snapshot_if_there_is_one(tmp_path):
     run = RunFolder(tmp_path)
-    assert (code_folder(run) / "get3d_cluster" / "schedulers").is_dir()
+    assert run.import_root() == run.code_dir, "a plan names the snapshot to come"
+    run.spec_path.touch()
+    assert (run.import_root() / "get3d_cluster" / "schedulers").is_dir()
     run.code_dir.mkdir()
-    assert code_folder(run) == run.code_dir
+    assert run.import_root() == run.code_dir
     assert worker_command(run, "/opt/python") == ["/opt/python", "-m", "get3d_cluster.worker", str(tmp_path)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from get3d_cluster.core.job import Cause, Outcome, Resources, RetryConfig
+from get3d_cluster.core.job import Cause, Outcome, Resources
 from get3d_cluster.errors import SchedulerError, UsageError
 from get3d_cluster.runtime.env import ProcessId, boot_id, host
 from get3d_cluster.runtime.events import EventLog, MetricLog
@@ -18,7 +18,7 @@ from get3d_cluster.schedulers import local_machine, notes, open_scheduler
 from get3d_cluster.schedulers.local_files import Kind, Processes, QueueFolder, Request, Worker
 from get3d_cluster.schedulers.local_machine import session_members
 from get3d_cluster.schedulers.local_plan import Capacity, Job
-from get3d_cluster.schedulers.local_queue import LocalQueue, leave, lock, lost_outcome, retry_config
+from get3d_cluster.schedulers.local_queue import LocalQueue, leave, lock, lost_outcome
 from get3d_cluster.schedulers.notes import Notice
 
 RESOURCES = Resources(nodes=2, grace_s=1.5, priority=3)
@@ -175,22 +175,6 @@ def test_search_path_holds_one_copy_of_this_package(tmp_path):
     assert (
         files.search_path(tmp_path, f"{mine}{os.pathsep}/else{os.pathsep}") == f"{tmp_path}{os.pathsep}/else"
     )
-
-
-@pytest.mark.parametrize(
-    "text, retry",
-    [
-        (None, RetryConfig()),
-        ("retry: {max_crashes: 7, backoff_s: 0.5}", RetryConfig(max_crashes=7, backoff_s=0.5)),
-        ("optim: {lr: 1}", RetryConfig()),
-        ("retry: [broken", RetryConfig()),
-        ("retry: {max_crashes: many}", RetryConfig()),
-    ],
-)
-def test_retry_comes_from_the_runs_configuration_or_its_defaults(run, text, retry):
-    if text is not None:
-        run.config_path.write_text(text)
-    assert retry_config(run) == retry
 
 
 def test_restart_of_the_machine_ends_waits_and_counts_as_node_failure(folder, run):
