@@ -54,12 +54,14 @@ def returns(run: RunFolder) -> Iterator[Return]:
 
 
 def table(folder: Path) -> list[str]:
-    """Return a line for each run below ``folder``, least, median and most of each column."""
+    """Return a line for each run below ``folder``, least, median and most of each column; none for job arrays."""
     lines = [" | ".join(("run", "nodes", "steps lost", *COLUMNS))]
     for spec in sorted(folder.rglob("spec.json")):
         run = RunFolder(spec.parent)
-        found = [each.columns for each in returns(run)]
         outcomes = run.outcomes()
+        if any(outcome.element is not None for outcome in outcomes):
+            continue  # the next attempt may be another element's
+        found = [each.columns for each in returns(run)]
         lost = [outcome.end_step - outcome.saved_step for outcome in outcomes]
         if not found:
             continue
