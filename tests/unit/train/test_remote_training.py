@@ -64,7 +64,7 @@ def digest_after(work: Any, steps: int) -> str:
     "read",
     [
         {},
-        {"threads": 8, "memory_mb": 0},
+        pytest.param({"threads": 8, "memory_mb": 0}, marks=pytest.mark.long),
         {"threads": 0, "ahead_mb": 0, "memory_mb": 0, "cache_gb": 1e-6},
     ],
 )
