@@ -18,7 +18,7 @@ from get3d_cluster.evaluation.progress import frechet_distance
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, run_items
 from get3d_cluster.runtime.run_folder import RunFolder
-from jobs import evaluate
+from jobs import _evaluation, evaluate
 from tests import train_setup as setup
 from tests.trained_run import models, trained
 
@@ -242,6 +242,34 @@ def test_a_checkpoint_that_went_away_unread_is_named_or_with_every_passed_over(
     assert [each["step"] for each in found] == [1, 2]  # looked up anew, with the digest it has
     told = read_rows(tmp_path / "all" / "evaluate" / "events.jsonl")
     assert [row["step"] for row in told if row["event"] == "checkpoint-gone"] == [1]
+
+
+def test_following_a_training_measures_what_it_publishes_until_it_has_finished(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_evaluation, "LOOK_S", 0.0)
+    training = RunFolder(tmp_path / "training")
+    shutil.copytree(run.path, training.path)
+    second = training.checkpoints_dir / "step-000000002"
+    second.rename(tmp_path / "not yet")
+    overrides = [*SMALL, f"run={training.path}", "geometry=false", "every=true", "follow=true"]
+    work = evaluate.make(configuration.load(evaluate.Config, None, overrides), setup.session(tmp_path / "e"))
+
+    def steps_measured() -> list[int]:
+        paths = sorted((training.path / "evaluation").glob("step-*.json"))
+        return [json.loads(path.read_text())["step"] for path in paths]
+
+    for _ in range(100):
+        work.step()
+    assert (steps_measured(), work.is_done()) == ([1], False)
+    (tmp_path / "not yet").rename(second)
+    for _ in range(100):
+        work.step()
+    assert (steps_measured(), work.is_done()) == ([1, 2], False)
+    training.done_path.write_text("{}")
+    for _ in range(3):
+        work.step()
+    assert work.is_done()
 
 
 def test_a_worker_that_comes_late_makes_nothing_again(run: RunFolder, tmp_path: Path) -> None:
