@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from get3d_cluster.runtime.env import ProcessId
@@ -17,6 +18,11 @@ from get3d_cluster.schedulers.local_machine import session_members
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, likewise
+
+# A busy machine is no failure: time is measured by benchmarks.
+_SLOW = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=_SLOW)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
