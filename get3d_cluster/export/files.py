@@ -1,4 +1,4 @@
-"""Textured meshes as files other programs open: GLB (glTF 2.0 binary) and OBJ + MTL + PNG.
+"""Meshes as files other programs open: GLB (glTF 2.0 binary), OBJ + MTL + PNG, PLY.
 
 The same mesh gives the same bytes. Each file is written aside and renamed: a kill leaves no half file.
 """
@@ -7,24 +7,38 @@ import io
 from pathlib import Path
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 
 from get3d_cluster.errors import UsageError
-from get3d_cluster.export.mesh import Pixels, TexturedMesh
+from get3d_cluster.export.gltf import glb
+from get3d_cluster.export.mesh import Faces, Floats, Pixels, TexturedMesh
 from get3d_cluster.storage.local import write_atomic
 
-ROUGHNESS = 0.8
-"""The colours hold the light of the training images: a matt surface adds the least of its own."""
+_PLY_FLOATS = ("x", "y", "z", "nx", "ny", "nz")
+_PLY_BYTES = ("red", "green", "blue")
 
 
 def write_glb(path: Path, mesh: TexturedMesh) -> None:
-    """Write ``mesh`` as one binary glTF file with its texture inside.
+    """Write ``mesh`` as one binary glTF file with its texture inside; the object is called as the file.
 
     Raises: StorageError if ``path`` cannot be written.
     """
-    write_atomic(path, glb_bytes(mesh))
+    write_atomic(path, glb_bytes(mesh, path.stem))
+
+
+def write_ply(
+    path: Path,
+    vertices: Floats,  # [V, 3] world
+    normals: Floats,  # [V, 3] unit
+    colours: Pixels,  # [V, 3] as displayed (sRGB)
+    faces: Faces,  # [F, 3] before cutting into charts: the surface in one piece
+) -> None:
+    """Write a binary PLY whose vertices carry colours: no texture, no seams, nothing beside it.
+
+    Raises: StorageError if ``path`` cannot be written.
+    """
+    write_atomic(path, ply_bytes(vertices, normals, colours, faces))
 
 
 def write_obj(folder: Path, name: str, mesh: TexturedMesh) -> Path:
@@ -42,25 +56,9 @@ def write_obj(folder: Path, name: str, mesh: TexturedMesh) -> Path:
     return folder / f"{name}.obj"
 
 
-def glb_bytes(mesh: TexturedMesh) -> bytes:
+def glb_bytes(mesh: TexturedMesh, name: str = "shape") -> bytes:
     """Return ``mesh`` as binary glTF."""
-    material = trimesh.visual.material.PBRMaterial(
-        name="surface",
-        baseColorTexture=Image.open(io.BytesIO(png_bytes(mesh.texture))),
-        metallicFactor=0.0,
-        roughnessFactor=ROUGHNESS,
-        doubleSided=False,
-    )
-    surface = trimesh.Trimesh(
-        vertices=mesh.vertices,
-        faces=mesh.faces,
-        vertex_normals=mesh.normals,
-        visual=trimesh.visual.TextureVisuals(uv=mesh.uv, material=material),
-        process=False,
-    )
-    scene = trimesh.Scene()
-    scene.add_geometry(surface, node_name="shape", geom_name="shape")
-    return bytes(scene.export(file_type="glb", include_normals=True))
+    return glb(mesh, png_bytes(mesh.texture), name)
 
 
 def obj_text(name: str, mesh: TexturedMesh) -> str:
@@ -85,6 +83,31 @@ def png_bytes(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def ply_bytes(vertices: Floats, normals: Floats, colours: Pixels, faces: Faces) -> bytes:
+    """Return a coloured surface as binary PLY."""
+    corners = np.zeros(
+        len(vertices), [(name, "<f4") for name in _PLY_FLOATS] + [(name, "u1") for name in _PLY_BYTES]
+    )
+    for name, column in zip(_PLY_FLOATS, np.concatenate([vertices, normals], axis=1).T, strict=True):
+        corners[name] = column
+    for name, column in zip(_PLY_BYTES, colours.T, strict=True):
+        corners[name] = column
+    triangles = np.zeros(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+    triangles["count"], triangles["corners"] = 3, faces
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment get3d_cluster; Y is up",
+        f"element vertex {len(vertices)}",
+        *(f"property float {name}" for name in _PLY_FLOATS),
+        *(f"property uchar {name}" for name in _PLY_BYTES),
+        f"element face {len(faces)}",
+        "property list uchar int vertex_indices",
+        "end_header",
+    ]
+    return "\n".join([*header, ""]).encode() + corners.tobytes() + triangles.tobytes()
 
 
 def _rows(pattern: str, values: NDArray[np.generic]) -> list[str]:

@@ -77,7 +77,7 @@ def without_slivers(
 
     Marching tetrahedra makes them where the field is exactly 0 on a grid point.
     """
-    areas = np.linalg.norm(_area_vectors(vertices, faces), axis=1)
+    areas = np.linalg.norm(face_vectors(vertices, faces), axis=1)
     return np.ascontiguousarray(faces[areas > 0.0], np.int32)
 
 
@@ -87,13 +87,17 @@ def vertex_normals(
 ) -> Floats:  # [V, 3]
     """Return unit normals, each the mean of the faces around it weighted by area; +Y where there are none."""
     sums = np.zeros((len(vertices), 3))
-    np.add.at(sums, faces.ravel(), np.repeat(_area_vectors(vertices, faces), 3, axis=0))
+    np.add.at(sums, faces.ravel(), np.repeat(face_vectors(vertices, faces), 3, axis=0))
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     normals = np.divide(sums, lengths, out=np.tile([0.0, 1.0, 0.0], (len(sums), 1)), where=lengths > 0.0)
     return np.asarray(normals, np.float32)
 
 
-def _area_vectors(vertices: Floats, faces: Faces) -> NDArray[np.float64]:
+def face_vectors(
+    vertices: Floats,  # [V, 3]
+    faces: Faces,  # [F, 3]
+) -> NDArray[np.float64]:  # [F, 3]
+    """Return the normals of faces, each as long as twice the area."""
     a, b, c = vertices[faces].astype(np.float64).transpose(1, 0, 2)
     return np.asarray(np.cross(b - a, c - a))
 
