@@ -23,6 +23,10 @@ ColourAt = Callable[[Tensor], Tensor]
 POINTS_PER_QUERY = 65536
 """Texels asked for at once; bounds the memory of the texture field, not the result."""
 
+GUTTER_PX = 4
+"""Texels between charts of a large texture: enough for its first two mipmaps. Small ones have none to spare."""
+LARGE_PX = 512
+
 _DIVERGED = "the generator has diverged: export from an older checkpoint (launch.py checkpoints RUN)"
 
 
@@ -50,7 +54,7 @@ def textured_mesh(
 
     Raises: UsageError if there is no surface, or positions or colours are not finite.
     """
-    atlas = unwrap(vertices, faces)
+    atlas = unwrap(vertices, faces, size)
     cut = vertices[atlas.vmapping]
     return TexturedMesh(
         vertices=cut,
@@ -64,17 +68,20 @@ def textured_mesh(
 def unwrap(
     vertices: Floats,  # [V, 3]
     faces: Faces,  # [F, 3]
+    size: int = 1024,
 ) -> Atlas:
     """Cut a surface into charts with little distortion and pack them into the unit square.
 
-    Faces without an area are left out.
+    Faces without an area are left out. Between charts there is room for the filters that read a texture of ``size``
+    pixels squared.
 
     Raises: UsageError if there is no surface, or a vertex is not finite.
     """
     solid = _usable(vertices, faces)
-    vmapping, cut, uv = xatlas.parametrize(
-        np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(solid, np.uint32)
-    )
+    cutter = xatlas.Atlas()
+    cutter.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(solid, np.uint32))
+    cutter.generate(pack_options=_packing(size))
+    vmapping, cut, uv = cutter[0]
     return Atlas(vmapping=vmapping.astype(np.int64), faces=cut.astype(np.int32), uv=uv.astype(np.float32))
 
 
@@ -123,6 +130,15 @@ def dilate(
         return texture
     nearest = scipy.ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
     return np.ascontiguousarray(texture[tuple(nearest)])
+
+
+def _packing(size: int) -> xatlas.PackOptions:
+    options = xatlas.PackOptions()
+    options.resolution = size
+    options.padding = GUTTER_PX if size >= LARGE_PX else 1
+    options.bilinear = True
+    options.create_image = False
+    return options
 
 
 def _usable(vertices: Floats, faces: Faces) -> Faces:

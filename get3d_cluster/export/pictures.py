@@ -149,7 +149,22 @@ def shade(
     light = 0.16 + 0.62 * np.abs(facing) + 0.22 * (0.5 + 0.5 * normals[:, 1])
     tint = np.where(facing[..., None] >= 0.0, CLAY, (0.75, 0.12, 0.08))
     palette = _display(tint * light[..., None])  # [..., F, 3]
-    return _downsampled(_looked_up(palette, triangle_ids), supersampling)
+    return downsampled(_looked_up(palette, triangle_ids), supersampling)
+
+
+def downsampled(
+    images: NDArray[np.float64],  # [..., S H, S W, C]
+    factor: int,  # S
+) -> Floats:  # [..., H, W, C]
+    """Average blocks of ``factor`` x ``factor`` pixels.
+
+    Raises: ValueError if the image cannot be divided so.
+    """
+    *lead, height, width, channels = images.shape
+    if height % factor or width % factor:
+        raise ValueError(f"images of {height} x {width} pixels cannot be divided by supersampling={factor}")
+    blocks = images.reshape(*lead, height // factor, factor, width // factor, factor, channels)
+    return np.asarray(blocks.mean(axis=(-4, -2)), np.float32)
 
 
 def face_normals(
@@ -178,14 +193,6 @@ def _looked_up(palette: NDArray[np.float64], triangle_ids: NDArray[np.integer]) 
     table = np.concatenate([np.zeros((*lead, 1, 4)), opaque], axis=-2).reshape(-1, palette.shape[-2] + 1, 4)
     ids = triangle_ids.reshape(len(table), -1)
     return np.take_along_axis(table, ids[..., None].astype(np.int64), axis=1).reshape(*triangle_ids.shape, 4)
-
-
-def _downsampled(images: NDArray[np.float64], factor: int) -> Floats:
-    *lead, height, width, channels = images.shape
-    if height % factor or width % factor:
-        raise ValueError(f"images of {height} x {width} pixels cannot be divided by supersampling={factor}")
-    blocks = images.reshape(*lead, height // factor, factor, width // factor, factor, channels)
-    return np.asarray(blocks.mean(axis=(-4, -2)), np.float32)
 
 
 def _shared_palette(pictures: Sequence[Image.Image]) -> Image.Image:
