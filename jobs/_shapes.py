@@ -1,42 +1,47 @@
-"""One generated shape after the other: mesh, texture, pictures. Each is a function of checkpoint, seed and number."""
+"""One generated shape after the other: mesh, texture, pictures; a function of checkpoint, settings and number."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from get3d_cluster.config import read_run_config
 from get3d_cluster.core.job import CheckpointConfig
-from get3d_cluster.errors import CheckpointError, UsageError
-from get3d_cluster.export.atlas import textured_mesh
-from get3d_cluster.export.files import write_glb, write_obj
-from get3d_cluster.export.mesh import is_closed, signed_volume
-from get3d_cluster.export.pictures import contact_sheet, over_background, turntable_gif, write_png
+from get3d_cluster.errors import CheckpointError, Get3dError, UsageError
+from get3d_cluster.export.atlas import ColourAt, NoSurfaceError, check_surface, colours_of, textured_mesh
+from get3d_cluster.export.files import write_glb, write_obj, write_ply
+from get3d_cluster.export.mesh import Faces, Floats, TexturedMesh, facts_of, vertex_normals
+from get3d_cluster.export.pictures import enlarged, over_background, turntable_gif, write_png
+from get3d_cluster.export.simplify import simplified
+from get3d_cluster.export.video import INSTALL, find_encoder, write_mp4
+from get3d_cluster.export.views import Lens, textured_views, views
 from get3d_cluster.get3d.config import GeneratorConfig
 from get3d_cluster.get3d.generator import Generator, Shapes
 from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, list_checkpoints
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.storage import open_storage
-from get3d_cluster.train.classes import in_turn
-from get3d_cluster.train.previews import latents_of, portraits, ring
+from get3d_cluster.storage.local import clean_folder, explained
+from get3d_cluster.train.previews import ring
 from jobs import train
-from jobs._pictures import geometry
+from jobs._gallery import Gallery
+from jobs._latents import read_latents, write_latents
+from jobs._styles import Between, Styles
 
 if TYPE_CHECKING:
-    from jobs.generate import Config
+    from jobs.generate import Config, MatrixConfig
 
-FORMAT = 1
-COLUMNS = 6
-"""Shapes in a row of the contact sheet."""
-CHUNK = 1000
+FORMAT = 2
+DEFAULT_SHAPES = 12
+TURN_FPS = 12
+MATRIX = "matrix"
+FACTS = ".json"
+ENDS = {"glb": (".glb",), "obj": (".obj", ".mtl", ".png"), "ply": (".ply",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,45 @@ class Source:
     step: int
     images: int
     digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the first worker decides for all."""
+
+    source: Source
+    mp4: bool = False
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> "Choice":
+        """Take back what ``plain`` gave."""
+        return Choice(source=Source(**plain["source"]), mp4=plain["mp4"])
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """Something to make: a shape, or a cell of the matrix."""
+
+    name: str
+    """Path below the output folder that its files begin with."""
+    geo: Between
+    tex: Between
+    ends: tuple[str, ...]
+    """Of its files; what is not among them is not made."""
+
+
+def chosen(config: "Config", training: RunFolder) -> Choice:
+    """Decide what depends on the moment and on this machine. Raises: UsageError if it cannot be had."""
+    has_encoder = config.mp4 != "off" and config.turntable_every > 0 and find_encoder() is not None
+    if config.mp4 == "on" and not has_encoder:
+        why = "no ffmpeg was found" if config.turntable_every else "turntable_every=0 asks for no turntables"
+        raise UsageError(
+            f"mp4=on, but {why}", f"{INSTALL}; or mp4=off" if config.turntable_every else "mp4=off"
+        )
+    return Choice(source=chosen_source(training, config.step), mp4=has_encoder)
 
 
 def chosen_source(training: RunFolder, step: int) -> Source:
@@ -65,93 +109,171 @@ def chosen_source(training: RunFolder, step: int) -> Source:
 
 
 class ShapeMaker:
-    """Makes the shapes of one seed from the averaged weights of one checkpoint, into ``out``."""
+    """Makes the items of one run from the averaged weights of one checkpoint, into ``out``."""
 
-    def __init__(self, config: "Config", training: RunFolder, source: Source, out: Path, device: str) -> None:
+    def __init__(self, config: "Config", training: RunFolder, choice: Choice, out: Path, device: str) -> None:
+        settings = read_run_config(train.Config, training.config_path)
+        generator_config = _with_cells(settings.generator, config.cells)
+        given, digest = read_latents(config.latents, generator_config)
         self._config = config
-        self._source = source
+        self._mp4 = choice.mp4
+        self._num_shapes = number_of_shapes(config, len(given))
         self._out = out
+        self._generator = _load(training, choice.source, generator_config, device)
+        self._styles = Styles(self._generator, config, given)
         self._device = device
         # What a finished shape must have been made from, to be left alone.
-        self._made_from = {"format": FORMAT, **asdict(source), **_decisive(config)}
-        self._generator = _load(training, source, config, device)
-        self._category = _category(self._generator.config, config.category)
-        self._centres: dict[int | None, Tensor] = {}
+        self._made_from = {"format": FORMAT, **asdict(choice.source), **_decisive(config), "latents": digest}
+        self._lens = Lens(
+            size_px=config.view_px,
+            radius=generator_config.render.radius,
+            fov_deg=generator_config.render.fov_deg,
+        )
+        with explained(out):  # before the work begins, not after it
+            (out / MATRIX if config.matrix.side else out).mkdir(parents=True, exist_ok=True)
+        clean_folder(out)
+
+    @property
+    def num_items(self) -> int:
+        """Shapes, then the cells of the matrix, row by row."""
+        return self._num_shapes + self._config.matrix.side**2
+
+    def item(self, number: int) -> Item:
+        """Return what the number stands for."""
+        if number < self._num_shapes:
+            place = Between(first=number, second=number)
+            return Item(name=name_of(number), geo=place, tex=place, ends=self._ends(number))
+        side = self._config.matrix.side
+        row, column = divmod(number - self._num_shapes, side)
+        on_path = places(self._config.matrix)
+        return Item(
+            name=cell_name(row, column), geo=on_path[row], tex=on_path[column], ends=self._ends_of_cell()
+        )
+
+    def present(self) -> Iterator[int]:
+        """Yield the numbers of what may have been made, by the names of files alone."""
+        folders = (self._out, self._out / MATRIX)
+        names = {path.name for folder in folders if folder.is_dir() for path in folder.glob(f"*{FACTS}")}
+        for number in range(self.num_items):
+            if Path(f"{self.item(number).name}{FACTS}").name in names:
+                yield number
 
     def is_made(self, number: int) -> bool:
-        """Say whether the shape is complete, and from the same checkpoint and settings."""
-        path = self._facts_path(number)
-        return path.is_file() and read_json(path).get("made_from") == self._made_from
+        """Say whether the item is complete, and from the same checkpoint and settings."""
+        item = self.item(number)
+        path = self._facts_path(item.name)
+        if not path.is_file():
+            return False
+        try:
+            facts = read_json(path)
+        except UsageError:  # not ours, or damaged
+            return False
+        return bool(facts.get("made_from") == self._facts_of(item)["made_from"])
 
     @torch.no_grad()
     def make(self, number: int) -> None:
-        """Write mesh, texture and pictures of a shape; its facts come last, and make it count as made."""
-        latents = self._latents(number)
-        shapes = self._generator.shapes(latents, closed=True)
-        verts, faces = (tensor.cpu().numpy() for tensor in shapes.meshes.mesh(0))
-        mesh = textured_mesh(verts, faces, self._colour_at(shapes, latents), self._config.texture_px)
-        name = name_of(number)
-        write_glb(self._out / f"{name}.glb", mesh)
-        write_obj(self._out, name, mesh)
-        self._write_views(number, latents)
-        facts = {
-            "name": name,
-            "closed": is_closed(faces),
-            "volume": signed_volume(verts, faces),
-            "num_vertices": len(verts),
-            "num_faces": len(faces),
-            "files": [f"{name}{end}" for end in self._ends(number)],
+        """Write mesh, texture and pictures of an item; its facts come last, and make it count as made.
+
+        A shape without a surface, or with numbers that are not finite, has only facts, which say so.
+        """
+        item = self.item(number)
+        latents = self._styles.at(item.geo, item.tex)
+        if ".latents.npz" in item.ends:
+            styles = torch.cat([latents.geo, latents.tex], dim=1)[0].cpu().numpy()
+            write_latents(self._out / f"{item.name}.latents.npz", styles)
+        try:
+            facts = self._made(item, latents)
+        except NoSurfaceError as error:
+            self._remove(item)
+            facts = {"files": [], "empty": error.what}
+        write_json(self._facts_path(item.name), self._facts_of(item) | facts)
+
+    def finish(self) -> None:
+        """Write index, page and sheets of what was made. Raises: UsageError if no shape has a surface."""
+        gallery = Gallery(self._out, self._title(), self._config.view_px)
+        shapes = [read_json(self._facts_path(self.item(n).name)) for n in range(self._num_shapes)]
+        matrix = self._config.matrix
+        files = gallery.write_sheet([shape["name"] for shape in shapes if shape["files"]])
+        if matrix.side:
+            cells = [[cell_name(row, column) for column in range(matrix.side)] for row in range(matrix.side)]
+            files |= gallery.write_matrix(cells, matrix.shapes, matrix.view_px)
+        told = [{key: value for key, value in each.items() if key != "made_from"} for each in shapes]
+        index: dict[str, Any] = {
             "made_from": self._made_from,
+            "seed": self._config.seed,
+            "num_shapes": self._num_shapes,
+            "num_empty": sum(not shape["files"] for shape in shapes),
+            "mp4": self._mp4,
+            "matrix_of": {"shapes": list(matrix.shapes), "steps": matrix.steps, "meshes": matrix.meshes},
+            **files,
+            "shapes": told,
         }
-        write_json(self._facts_path(number), facts)
+        gallery.write_page(index)
+        write_json(self._out / "index.json", index)
+        if index["num_empty"] == self._num_shapes:
+            raise UsageError(
+                f"none of {self._num_shapes} shapes has a surface: {shapes[0]['empty']}",
+                "let the training go on, or take another step= (launch.py checkpoints RUN)",
+            )
 
-    def index(self) -> dict[str, Any]:
-        """Return what there is, for programs."""
-        facts = [read_json(self._facts_path(number)) for number in range(self._config.num_shapes)]
-        shapes = [{key: value for key, value in each.items() if key != "made_from"} for each in facts]
-        return {"made_from": self._made_from, "sheet": "sheet.png", "shapes": shapes}
+    def _made(self, item: Item, latents: Latents) -> dict[str, Any]:
+        shapes = self._generator.shapes(latents, closed=True)
+        vertices, faces = (tensor.cpu().numpy() for tensor in shapes.meshes.mesh(0))
+        colour_at = self._colour_at(shapes, latents)
+        if not set(item.ends) & {end for ends in ENDS.values() for end in ends}:
+            self._write_cell(item, vertices, faces, colour_at)
+            return {"files": [f"{item.name}{end}" for end in item.ends], **facts_of(vertices, faces)}
+        num_before = len(faces)
+        vertices, faces = simplified(vertices, faces, self._config.max_faces or num_before)
+        mesh = textured_mesh(vertices, faces, colour_at, self._config.texture_px)
+        self._write_mesh(item, mesh, vertices, faces, colour_at)
+        if ".gif" in item.ends:
+            self._write_turntable(item, mesh)
+        self._write_views(item, mesh)
+        told = {"files": [f"{item.name}{end}" for end in item.ends], **facts_of(vertices, faces)}
+        return told | ({"num_faces_before": num_before} if len(faces) < num_before else {})
 
-    def write_sheet(self) -> None:
-        """Lay the pictures of all shapes out on one sheet, colours above geometry."""
-        views = [_pictures(self._views_path(number)) for number in range(self._config.num_shapes)]
-        size, num = views[0].shape[1], len(views)
-        columns = min(COLUMNS, num)
-        num_rows = -(-num // columns)
-        blank = np.broadcast_to(over_background(np.zeros((size, size, 4))), (2, size, size, 3))
-        padded = np.stack([*views, *[blank] * (num_rows * columns - num)])  # [R C, 2, H, W, 3]
-        cells = padded.reshape(num_rows, columns, 2, size, size, 3).swapaxes(1, 2)
-        captions = [
-            f"{name_of(row * columns)} and following" if kind == 0 else "geometry"
-            for row in range(num_rows)
-            for kind in range(2)
-        ]
-        title = f"{num} shapes, seed {self._config.seed}, psi {self._config.psi:g}, {self._source.images:,} images"
-        sheet = contact_sheet(
-            cells.reshape(2 * num_rows, columns, size, size, 3), title=title, row_captions=captions
-        )
-        write_png(self._out / "sheet.png", sheet)
+    def _write_mesh(
+        self, item: Item, mesh: TexturedMesh, vertices: Floats, faces: Faces, colour_at: ColourAt
+    ) -> None:
+        path = self._out / item.name
+        if ".glb" in item.ends:
+            write_glb(path.with_name(f"{path.name}.glb"), mesh)
+        if ".obj" in item.ends:
+            write_obj(path.parent, path.name, mesh)
+        if ".ply" in item.ends:
+            colours = colours_of(colour_at, torch.from_numpy(vertices))
+            normals = vertex_normals(vertices, faces)
+            write_ply(path.with_name(f"{path.name}.ply"), vertices, normals, colours, faces)
 
-    def _latents(self, number: int) -> Latents:
-        config, samples = self._config, torch.tensor([number], device=self._device)
-        classes = self._class_of(number)
-        if config.w_avg_samples:
-            self._generator.update_w_avg(self._centre(classes), beta=0.0)
-        return latents_of(self._generator, "generate", config.seed, samples, config.psi, classes)
+    def _write_views(self, item: Item, mesh: TexturedMesh) -> None:
+        """Write what the file looks like, colours beside geometry; of a cell the colours alone."""
+        is_cell = item.name.startswith(MATRIX)
+        lens = self._cell_lens() if is_cell else self._lens
+        seen = textured_views(mesh, ring(1), lens)
+        pictures = [seen.colours[0]] if is_cell else [seen.colours[0], seen.geometry[0]]
+        strip = np.concatenate([over_background(picture) for picture in pictures], axis=1)
+        write_png(self._out / f"{item.name}.views.png", strip)
 
-    def _class_of(self, number: int) -> Tensor | None:  # [1]
-        if self._category is not None:
-            return torch.tensor([self._category], device=self._device)
-        return in_turn(torch.tensor([number], device=self._device), len(self._generator.config.classes))
+    def _write_cell(self, item: Item, vertices: Floats, faces: Faces, colour_at: ColourAt) -> None:
+        """Write how a cell looks without making its texture, which takes longest."""
+        check_surface(vertices, faces)
+        seen = views(vertices, faces, vertices, colour_at, ring(1), self._cell_lens())
+        write_png(self._out / f"{item.name}.views.png", over_background(seen.colours[0]))
 
-    def _centre(self, classes: Tensor | None) -> Tensor:  # [1] -> [2 W]
-        """Return the mean style that psi pulls towards: of the shape's own class, not of all."""
-        key = None if classes is None else int(classes)
-        if key not in self._centres:
-            count = self._config.w_avg_samples
-            self._centres[key] = _fresh_mean(self._generator, self._config.seed, count, classes)
-        return self._centres[key]
+    def _write_turntable(self, item: Item, mesh: TexturedMesh) -> None:
+        seen = textured_views(mesh, ring(self._config.turntable_frames), self._lens)
+        frames = np.concatenate([seen.colours, seen.geometry], axis=2)
+        turntable_gif(self._out / f"{item.name}.gif", frames, fps=TURN_FPS)
+        if ".mp4" in item.ends:
+            encoder = find_encoder()
+            if encoder is None:
+                raise Get3dError("this machine has no ffmpeg, which that of the first worker has", INSTALL)
+            write_mp4(
+                self._out / f"{item.name}.mp4", enlarged(over_background(frames)), encoder, fps=TURN_FPS
+            )
 
-    def _colour_at(self, shapes: Shapes, latents: Latents) -> Any:
+    def _colour_at(self, shapes: Shapes, latents: Latents) -> ColourAt:
         def colour_at(points: Tensor) -> Tensor:
             own = points.to(self._device)
             whose = torch.zeros(len(own), dtype=torch.int64, device=self._device)
@@ -159,31 +281,58 @@ class ShapeMaker:
 
         return colour_at
 
-    def _write_views(self, number: int, latents: Latents) -> None:
-        size, config = self._config.view_px, self._config
-        seen = portraits(
-            self._generator, latents, ring(1, device=self._device), image_size_px=size, supersampling=2
+    def _remove(self, item: Item) -> None:
+        """Remove what an earlier run with other settings left of a shape that has no surface now."""
+        for end in item.ends:
+            if end != ".latents.npz":
+                (self._out / f"{item.name}{end}").unlink(missing_ok=True)
+
+    def _ends(self, number: int) -> tuple[str, ...]:
+        every = self._config.turntable_every
+        turning = [".gif", *[".mp4"] * self._mp4] if every and number % every == 0 else []
+        return (*self._mesh_ends(), ".latents.npz", ".views.png", *turning)
+
+    def _ends_of_cell(self) -> tuple[str, ...]:
+        return (*(self._mesh_ends() if self._config.matrix.meshes else ()), ".views.png")
+
+    def _mesh_ends(self) -> list[str]:
+        return [end for kind in self._config.formats for end in ENDS[kind]]
+
+    def _cell_lens(self) -> Lens:
+        return dataclasses.replace(self._lens, size_px=self._config.matrix.view_px)
+
+    def _facts_of(self, item: Item) -> dict[str, Any]:
+        """Return what is known of an item before it is made."""
+        own = {"files": list(item.ends), "mp4": self._mp4}
+        if item.name.startswith(MATRIX):
+            own |= {"geo": asdict(item.geo), "tex": asdict(item.tex), "view_px": self._config.matrix.view_px}
+        told: dict[str, Any] = {"name": item.name, "made_from": self._made_from | own}
+        if not item.name.startswith(MATRIX):
+            told |= {"number": item.geo.first, "seed": None if self._config.latents else self._config.seed}
+        return told
+
+    def _facts_path(self, name: str) -> Path:
+        return self._out / f"{name}{FACTS}"
+
+    def _title(self) -> str:
+        config, images = self._config, self._made_from["images"]
+        source = "latents given" if config.latents else f"seed {config.seed}"
+        return f"{self._num_shapes:,} shapes, {source}, psi {config.psi:g}, {images:,} images"
+
+
+def number_of_shapes(config: "Config", num_given: int) -> int:
+    """Return how many shapes to make. Raises: UsageError if there are too few latents for them, or for the matrix."""
+    count = config.num_shapes or num_given or DEFAULT_SHAPES
+    if config.latents and count > num_given:
+        raise UsageError(
+            f"num_shapes={count}, but latents= holds {num_given}", f"num_shapes={num_given} or more latents"
         )
-        pair = np.concatenate([seen.colours[0], geometry(seen)[0]])  # [2, H, W, 4]
-        write_png(self._views_path(number), np.concatenate(list(over_background(pair)), axis=1))
-        if self._has_turntable(number):
-            cameras = ring(config.turntable_frames, device=self._device)
-            turn = portraits(self._generator, latents, cameras, image_size_px=size, supersampling=1)
-            frames = np.concatenate([turn.colours[:, 0], geometry(turn)[:, 0]], axis=2)
-            turntable_gif(self._out / f"{name_of(number)}.gif", frames)
-
-    def _has_turntable(self, number: int) -> bool:
-        return bool(self._config.turntable_every) and number % self._config.turntable_every == 0
-
-    def _ends(self, number: int) -> list[str]:
-        ends = [".glb", ".obj", ".mtl", ".png", ".views.png"]
-        return [*ends, ".gif"] if self._has_turntable(number) else ends
-
-    def _facts_path(self, number: int) -> Path:
-        return self._out / f"{name_of(number)}.json"
-
-    def _views_path(self, number: int) -> Path:
-        return self._out / f"{name_of(number)}.views.png"
+    if num_given and max(config.matrix.shapes, default=0) >= num_given:
+        raise UsageError(
+            f"matrix.shapes={list(config.matrix.shapes)}, but latents= holds {num_given}, counted from 0",
+            "name numbers of given latents",
+        )
+    return count
 
 
 def name_of(number: int) -> str:
@@ -191,31 +340,32 @@ def name_of(number: int) -> str:
     return f"shape-{number:05d}"
 
 
+def cell_name(row: int, column: int) -> str:
+    """Return the name that all files of a cell begin with: its geometry is the row's, its texture the column's."""
+    return f"{MATRIX}/cell-{row:03d}-{column:03d}"
+
+
+def places(matrix: "MatrixConfig") -> list[Between]:
+    """Return the way from the first shape of a matrix to its last, in equal steps of w."""
+    pairs = zip(matrix.shapes[:-1], matrix.shapes[1:], strict=True)
+    on_way = [
+        Between(first=a, second=b, share=step / matrix.steps)
+        for a, b in pairs
+        for step in range(matrix.steps)
+    ]
+    return [*on_way, Between(first=matrix.shapes[-1], second=matrix.shapes[-1])] if on_way else []
+
+
 def _decisive(config: "Config") -> dict[str, Any]:
-    names = ("seed", "category", "psi", "w_avg_samples", "cells", "texture_px", "view_px")
-    turning = ("turntable_every", "turntable_frames")
-    return {name: getattr(config, name) for name in (*names, *turning)}
+    drawn = ("seed", "category", "psi", "w_avg_samples", "mixing")
+    made = ("cells", "max_faces", "texture_px", "view_px", "turntable_frames")
+    return {name: getattr(config, name) for name in (*drawn, *made)}
 
 
-def _load(training: RunFolder, source: Source, config: "Config", device: str) -> Generator:
-    settings = read_run_config(train.Config, training.config_path)
-    generator = Generator(_with_cells(settings.generator, config.cells))
+def _load(training: RunFolder, source: Source, config: GeneratorConfig, device: str) -> Generator:
+    generator = Generator(config)
     generator.load_state_dict(_weights(training, source))
     return generator.to(device).eval().requires_grad_(requires_grad=False)
-
-
-def _category(config: GeneratorConfig, name: str) -> int | None:
-    """Return the number of a class; None for all in turn. Raises: UsageError if there is no such class."""
-    if not name:
-        return None
-    if name not in config.classes:
-        raise UsageError(
-            f"category={name} is none of the training's generator.classes={list(config.classes)}",
-            f"give one of {list(config.classes)}"
-            if config.classes
-            else "leave out category: it has no classes",
-        )
-    return config.classes.index(name)
 
 
 def _weights(training: RunFolder, source: Source) -> Mapping[str, Tensor]:
@@ -227,7 +377,7 @@ def _weights(training: RunFolder, source: Source) -> Mapping[str, Tensor]:
         loaded = checkpoints.read_step(source.step)
     except DamagedError as error:
         raise CheckpointError(
-            f"checkpoint of step={source.step} cannot be read: {error}",
+            f"checkpoint of step={source.step} cannot be read: {str(error)[:300]}",
             "the training may have let it go: start another run of generate, for the newest",
         ) from error
     if loaded.digest != source.digest:
@@ -243,26 +393,3 @@ def _with_cells(config: GeneratorConfig, cells: int) -> GeneratorConfig:
     if not cells:
         return config
     return dataclasses.replace(config, grid=dataclasses.replace(config.grid, cells=cells, tet_res=0))
-
-
-def _fresh_mean(
-    generator: Generator,
-    seed: int,
-    count: int,
-    classes: Tensor | None = None,  # [1]
-) -> Tensor:  # [2 W]
-    """Return the mean style of ``count`` fresh latents of a class. Source: upstream, before anything is shown."""
-    numbers = torch.arange(count, device=generator.w_avg_geo.device)
-
-    def mean(chunk: Tensor) -> Tensor:
-        same = None if classes is None else classes.expand(len(chunk))
-        return generator.w_mean(latents_of(generator, "w_avg", seed, chunk, classes=same))
-
-    means = [mean(chunk).double() * len(chunk) for chunk in numbers.split(CHUNK)]
-    return (torch.stack(means).sum(dim=0) / count).to(generator.w_avg_geo.dtype)
-
-
-def _pictures(path: Path) -> NDArray[np.uint8]:  # [2, H, W, 3]
-    with Image.open(path) as image:
-        strip = np.asarray(image.convert("RGB"))
-    return np.stack(np.split(strip, 2, axis=1))

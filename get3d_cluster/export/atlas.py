@@ -30,6 +30,10 @@ LARGE_PX = 512
 _DIVERGED = "the generator has diverged: export from an older checkpoint (launch.py checkpoints RUN)"
 
 
+class NoSurfaceError(UsageError):
+    """A shape that nothing can be made of: empty, or with numbers that are not finite."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Atlas:
     """A surface cut into charts that lie side by side in the unit square."""
@@ -52,7 +56,7 @@ def textured_mesh(
 
     Faces without an area are left out.
 
-    Raises: UsageError if there is no surface, or positions or colours are not finite.
+    Raises: NoSurfaceError if there is no surface, or positions or colours are not finite.
     """
     atlas = unwrap(vertices, faces, size)
     cut = vertices[atlas.vmapping]
@@ -75,9 +79,9 @@ def unwrap(
     Faces without an area are left out. Between charts there is room for the filters that read a texture of ``size``
     pixels squared.
 
-    Raises: UsageError if there is no surface, or a vertex is not finite.
+    Raises: NoSurfaceError if there is no surface, or a vertex is not finite.
     """
-    solid = _usable(vertices, faces)
+    solid = check_surface(vertices, faces)
     cutter = xatlas.Atlas()
     cutter.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(solid, np.uint32))
     cutter.generate(pack_options=_packing(size))
@@ -101,7 +105,7 @@ def bake(
     texture = np.zeros((size, size, 3), np.uint8)
     covered = np.zeros((size, size), bool)
     covered[rows, columns] = True
-    texture[rows, columns] = _colours(colour_at, points, points_per_query)
+    texture[rows, columns] = colours_of(colour_at, points, points_per_query)
     return dilate(texture, covered)
 
 
@@ -141,15 +145,22 @@ def _packing(size: int) -> xatlas.PackOptions:
     return options
 
 
-def _usable(vertices: Floats, faces: Faces) -> Faces:
+def check_surface(
+    vertices: Floats,  # [V, 3]
+    faces: Faces,  # [F, 3]
+) -> Faces:  # [G, 3]
+    """Return the faces that have an area.
+
+    Raises: NoSurfaceError if there is none, or a vertex is not finite.
+    """
     if not np.isfinite(vertices).all():
-        raise UsageError(
+        raise NoSurfaceError(
             f"{int((~np.isfinite(vertices)).any(axis=1).sum())} of {len(vertices)} vertices are not finite",
             _DIVERGED,
         )
     solid = without_slivers(vertices, faces)
     if not len(solid):
-        raise UsageError(
+        raise NoSurfaceError(
             f"the shape is empty: {len(faces)} faces, none with an area",
             "choose another seed, or export from a checkpoint that was trained longer",
         )
@@ -157,9 +168,17 @@ def _usable(vertices: Floats, faces: Faces) -> Faces:
 
 
 @torch.no_grad()
-def _colours(colour_at: ColourAt, points: Tensor, points_per_query: int) -> Pixels:
+def colours_of(
+    colour_at: ColourAt,
+    points: Tensor,  # [P, 3] world
+    points_per_query: int = POINTS_PER_QUERY,
+) -> Pixels:  # [P, 3]
+    """Ask ``colour_at`` for colours and round them to bytes.
+
+    Raises: NoSurfaceError if one is not finite.
+    """
     chunks = [colour_at(chunk).clamp(0, 1).cpu() for chunk in points.split(points_per_query)]
     colours = torch.cat([torch.zeros(0, 3), *chunks])
     if not colours.isfinite().all():
-        raise UsageError("the texture field gives colours that are not finite", _DIVERGED)
+        raise NoSurfaceError("the texture field gives colours that are not finite", _DIVERGED)
     return (colours.double() * 255.0 + 0.5).floor().to(torch.uint8).numpy()

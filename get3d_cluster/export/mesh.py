@@ -4,8 +4,11 @@ Letters: V vertices, F faces, S texture size in pixels. Faces run counter-clockw
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -69,6 +72,27 @@ def signed_volume(
     return float((a * np.cross(b, c)).sum() / 6.0)
 
 
+def facts_of(
+    vertices: Floats,  # [V, 3]
+    faces: Faces,  # [F, 3] before cutting into charts
+) -> dict[str, Any]:
+    """Return what can be said of a surface in numbers, for JSON."""
+    closed = is_closed(faces)
+    num_pieces = _num_pieces(len(vertices), faces)
+    extent = np.ptp(vertices[np.unique(faces)], axis=0) if len(faces) else np.zeros(3)
+    return {
+        "num_vertices": len(vertices),
+        "num_faces": len(faces),
+        "num_pieces": num_pieces,
+        "closed": closed,
+        # Euler: V - E + F = 2 (pieces - holes); each face has half of three edges
+        "num_handles": (2 * num_pieces - len(np.unique(faces)) + len(faces) // 2) // 2 if closed else None,
+        "volume": signed_volume(vertices, faces) if closed else None,
+        "area": float(np.linalg.norm(face_vectors(vertices, faces), axis=1).sum() / 2.0),
+        "extent": [float(each) for each in extent],
+    }
+
+
 def without_slivers(
     vertices: Floats,  # [V, 3]
     faces: Faces,  # [F, 3]
@@ -100,6 +124,15 @@ def face_vectors(
     """Return the normals of faces, each as long as twice the area."""
     a, b, c = vertices[faces].astype(np.float64).transpose(1, 0, 2)
     return np.asarray(np.cross(b - a, c - a))
+
+
+def _num_pieces(num_vertices: int, faces: Faces) -> int:
+    """Return how many parts the surface falls into; vertices of no face are none."""
+    ends = faces.astype(np.int64), np.roll(faces, -1, axis=1).astype(np.int64)
+    start, end = (each.ravel() for each in ends)
+    graph = scipy.sparse.coo_array((np.ones(len(start), bool), (start, end)), shape=(num_vertices,) * 2)
+    _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    return len(np.unique(labels[faces]))
 
 
 def _directed_edges(faces: Faces) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -25,7 +25,7 @@ LEAST_QUALITY = 0.02
 """Twice the area over the squared longest edge: needles below this are not made, unless they were there before."""
 LEAST_DETERMINANT = 1e-12
 """Of a form, relative to its size: below, its planes meet in no single point."""
-SHAPE_WEIGHT = 1e-3
+SHAPE_WEIGHT = 1e-5
 """What the distance to a vertex weighs against that to its planes: vertices do not drift along flat parts."""
 
 
@@ -180,7 +180,8 @@ def _best_place(s: _Surface, a: int, b: int, place: Doubles) -> float:
 def _error(q: Doubles, x: float, y: float, z: float) -> float:
     square = q[0] * x * x + q[4] * y * y + q[7] * z * z + q[9]
     mixed = q[1] * x * y + q[2] * x * z + q[5] * y * z
-    return max(square + 2.0 * (mixed + q[3] * x + q[6] * y + q[8] * z), 0.0)
+    error: float = square + 2.0 * (mixed + q[3] * x + q[6] * y + q[8] * z)
+    return max(error, 0.0)
 
 
 @njit(cache=True, nogil=True)
@@ -246,7 +247,7 @@ def _is_inner(s: _Surface, v: int) -> bool:
             )  # sums instead of sets: at a border they differ by one vertex or two
             coming += before + before * before
         c = s.following[c]
-    return leaving == coming
+    return bool(leaving == coming)
 
 
 @njit(cache=True, nogil=True)

@@ -46,6 +46,7 @@ def write_mp4(
 
     Raises: UsageError with the last words of ffmpeg if it fails; StorageError if ``path`` cannot be written.
     """
+    frames = _even(frames)
     with tempfile.TemporaryDirectory(prefix="get3d-mp4-") as folder:
         made = Path(folder) / "turn.mp4"
         command = _command(encoder, made, frames.shape[2], frames.shape[1], fps)
@@ -63,9 +64,7 @@ def write_mp4(
         write_atomic(path, made.read_bytes())
 
 
-def padded_to_even(
-    frames: Pixels,  # [N, H, W, 3]
-) -> Pixels:
+def _even(frames: Pixels) -> Pixels:
     """Repeat the last row and column where their number is odd: H.264 halves the colours."""
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     return np.pad(frames, odd, mode="edge")

@@ -63,13 +63,13 @@ def views(  # a mesh, its colours, and a camera
     """Look at a surface from several cameras; each pixel of K pictures is computed alone, one picture at a time."""
     places = torch.from_numpy(vertices)
     tri, attributes = torch.from_numpy(faces), torch.from_numpy(np.ascontiguousarray(carried))[None]
-    pairs = [
-        _view(places, tri, attributes, colour_of, camera, lens) for camera in cameras.cpu().float().split(1)
-    ]
-    colours, ids = ([pair[k] for pair in pairs] for k in range(2))
-    return Views(
-        colours=np.concatenate(colours), geometry=np.stack(list(_shaded(places, tri, ids, cameras, lens)))
-    )
+    colours, ids = [], []
+    for camera in cameras.cpu().float().split(1):
+        picture, seen = _view(places, tri, attributes, colour_of, camera, lens)
+        colours.append(picture)
+        ids.append(seen)
+    geometry = np.stack(list(_shaded(places, tri, ids, cameras, lens)))
+    return Views(colours=np.concatenate(colours), geometry=geometry)
 
 
 def looked_up(

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from get3d_cluster.export.atlas import textured_mesh
 from get3d_cluster.export.files import write_glb, write_obj
 from get3d_cluster.export.mesh import TexturedMesh
 from get3d_cluster.export.pictures import shade
-from get3d_cluster.get3d.camera import camera_position, clip_matrices
+from get3d_cluster.export.simplify import simplified
+from get3d_cluster.export.views import Lens, textured_views
+from get3d_cluster.get3d import tets
+from get3d_cluster.get3d.camera import FOV_DEG, RADIUS, camera_position, clip_matrices
 from get3d_cluster.get3d.raster import render_surface
 
 BLENDER_PYTHON = Path(__file__).parents[2] / ".venv-render" / "bin" / "python"
@@ -41,6 +45,46 @@ for face in mesh.polygons:
     to_world = shape.matrix_world
     faces.append([list(to_world @ face.center), list(to_world.to_3x3() @ face.normal), pixels[at:at + 3]])
 print("FOUND " + json.dumps({"size": [width, height], "faces": faces}))
+"""
+
+
+RENDER = """
+import math, sys
+import bpy
+import mathutils
+path, out, size, fov_deg, radius, *angles = sys.argv[1:]
+bpy.ops.wm.read_factory_settings(use_empty=True)
+bpy.ops.import_scene.gltf(filepath=path)
+for material in bpy.data.materials:
+    nodes = material.node_tree.nodes
+    image = next(n for n in nodes if n.type == "TEX_IMAGE")
+    bare = nodes.new("ShaderNodeEmission")
+    material.node_tree.links.new(image.outputs["Color"], bare.inputs["Color"])
+    target = next(n for n in nodes if n.type == "OUTPUT_MATERIAL")
+    material.node_tree.links.new(bare.outputs["Emission"], target.inputs["Surface"])
+scene = bpy.context.scene
+lens = bpy.data.cameras.new("camera")
+lens.angle = math.radians(float(fov_deg))
+camera = bpy.data.objects.new("camera", lens)
+scene.collection.objects.link(camera)
+scene.camera = camera
+scene.render.engine = "CYCLES"
+scene.cycles.samples, scene.cycles.use_denoising, scene.cycles.filter_width = 1, False, 0.01
+scene.cycles.use_adaptive_sampling = False
+scene.render.film_transparent = True
+scene.view_settings.view_transform = "Standard"
+scene.render.resolution_x = scene.render.resolution_y = int(size)
+scene.render.image_settings.color_mode = "RGBA"
+for number in range(len(angles) // 2):
+    azimuth, polar = map(float, angles[2 * number : 2 * number + 2])
+    away = math.sin(polar)
+    x, y, z = -away * math.sin(azimuth), math.cos(polar), -away * math.cos(azimuth)
+    place = mathutils.Vector((x, -z, y)) * float(radius)  # Blender is Z up
+    camera.location = place
+    camera.rotation_euler = (-place).to_track_quat("-Z", "Y").to_euler()
+    scene.render.filepath = f"{out}{number}.png"
+    bpy.ops.render.render(write_still=True)
+print("RENDERED")
 """
 
 
@@ -92,3 +136,41 @@ def test_no_face_of_a_convex_shape_is_seen_from_behind() -> None:
     red, _, blue = picture[..., :3][ids > 0].T
     assert (ids > 0).mean() > 0.2
     assert (red < blue).all()
+
+
+@pytest.mark.blender
+def test_blender_renders_a_glb_as_we_do(tmp_path: Path) -> None:
+    vertices, faces = simplified(*_lump(), 1500)
+    lump = textured_mesh(vertices, faces, _by_place, size=512)
+    write_glb(tmp_path / "lump.glb", lump)
+    cameras = torch.tensor([[0.6, 1.3], [2.9, 1.1], [4.6, 1.55]])
+    angles = [str(each) for each in cameras.flatten().tolist()]
+    options = ["192", str(FOV_DEG), str(RADIUS), *angles]
+    command = [BLENDER_PYTHON, "-c", RENDER, tmp_path / "lump.glb", tmp_path / "view", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert "RENDERED" in done.stdout, done.stdout + done.stderr
+    ours = textured_views(lump, cameras, Lens(size_px=192, supersampling=1)).colours
+    for number, own in enumerate(ours):
+        with Image.open(tmp_path / f"view{number}.png") as picture:
+            theirs = np.asarray(picture.convert("RGBA")) / 255.0
+        silhouette, other = own[..., 3] > 0.5, theirs[..., 3] > 0.5
+        assert 0.1 < silhouette.mean() < 0.9
+        assert (silhouette != other).mean() < 0.01, "more than 1 % of the pixels differ"
+        both = silhouette & other
+        error = np.abs(own[both][:, :3] - theirs[both][:, :3]).max(axis=1)
+        assert np.quantile(error, 0.99) < 0.03
+        print(
+            f"view {number}: {(silhouette != other).mean():.3%} of the silhouette, colours {np.median(error):.4f}"
+        )
+
+
+def _lump() -> tuple[np.ndarray, np.ndarray]:
+    """Return what marching tetrahedra make of a ball with waves."""
+    grid = tets.bcc_grid(12)
+    draws = torch.Generator().manual_seed(3)
+    waves, heights = torch.randn(12, 3, generator=draws) * 9, torch.randn(12, generator=draws)
+    sdf = 0.3 - grid.vertices.norm(dim=1) + 0.05 * (torch.sin(grid.vertices @ waves.T) * heights).sum(dim=1)
+    vertices, faces = tets.marching_tets(
+        grid.vertices[None], tets.close_boundary(sdf[None], grid), grid
+    ).mesh(0)
+    return vertices.numpy().astype(np.float32), faces.numpy().astype(np.int32)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from get3d_cluster.errors import StorageError, UsageError
 from get3d_cluster.export.atlas import textured_mesh
-from get3d_cluster.export.files import glb_bytes, obj_text, write_glb, write_obj
+from get3d_cluster.export.files import glb_bytes, obj_text, write_glb, write_obj, write_ply
 from get3d_cluster.export.mesh import TexturedMesh
 
 
@@ -126,3 +126,31 @@ def test_a_folder_that_is_a_file_is_a_storage_error(mesh: TexturedMesh, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"shape\.glb"):
         write_glb(tmp_path / "file" / "shape.glb", mesh)
+
+
+def test_a_ply_holds_the_surface_in_one_piece_with_its_colours(tmp_path: Path) -> None:
+    sphere = trimesh.creation.icosphere(2, radius=0.4)
+    vertices, faces = np.asarray(sphere.vertices, np.float32), np.asarray(sphere.faces, np.int32)
+    normals = (vertices / 0.4).astype(np.float32)
+    colours = ((vertices / 0.8 + 0.5) * 255).astype(np.uint8)
+    write_ply(tmp_path / "shape.ply", vertices, normals, colours, faces)
+    read = trimesh.load(tmp_path / "shape.ply", process=False)
+    np.testing.assert_array_equal(read.vertices.astype(np.float32), vertices)
+    np.testing.assert_array_equal(read.faces, faces)
+    np.testing.assert_array_equal(read.visual.vertex_colors[:, :3], colours)
+    np.testing.assert_allclose(read.vertex_normals, normals, atol=1e-6)
+    assert read.is_watertight
+
+
+def test_indices_of_a_large_mesh_take_four_bytes_and_of_a_small_one_two(mesh: TexturedMesh) -> None:
+    count = 65_536
+    flat = np.zeros((count, 3), np.float32)
+    large = TexturedMesh(
+        vertices=flat,
+        faces=np.array([[0, 1, count - 1]], np.int32),
+        uv=flat[:, :2],
+        texture=np.zeros((2, 2, 3), np.uint8),
+        normals=flat + np.array([0, 0, 1], np.float32),
+    )
+    assert b'"componentType":5125' in glb_bytes(large)
+    assert b'"componentType":5123' in glb_bytes(mesh)
