@@ -152,11 +152,13 @@ class ShapeMaker:
 
     def present(self) -> Iterator[int]:
         """Yield the numbers of what may have been made, by the names of files alone."""
-        folders = (self._out, self._out / MATRIX)
-        names = {path.name for folder in folders if folder.is_dir() for path in folder.glob(f"*{FACTS}")}
-        for number in range(self.num_items):
-            if Path(f"{self.item(number).name}{FACTS}").name in names:
-                yield number
+        side = self._config.matrix.side
+        for path in self._out.glob(f"shape-*{FACTS}"):
+            if path.stem.removeprefix("shape-").isdigit() and int(path.stem[6:]) < self._num_shapes:
+                yield int(path.stem[6:])
+        for number in range(side * side):
+            if self._facts_path(cell_name(*divmod(number, side))).is_file():
+                yield self._num_shapes + number
 
     def is_made(self, number: int) -> bool:
         """Say whether the item is complete, and from the same checkpoint and settings."""
@@ -219,6 +221,7 @@ class ShapeMaker:
     def _made(self, item: Item, latents: Latents) -> dict[str, Any]:
         shapes = self._generator.shapes(latents, closed=True)
         vertices, faces = (tensor.cpu().numpy() for tensor in shapes.meshes.mesh(0))
+        check_surface(vertices, faces)
         colour_at = self._colour_at(shapes, latents)
         if not set(item.ends) & {end for ends in ENDS.values() for end in ends}:
             self._write_cell(item, vertices, faces, colour_at)
@@ -257,7 +260,6 @@ class ShapeMaker:
 
     def _write_cell(self, item: Item, vertices: Floats, faces: Faces, colour_at: ColourAt) -> None:
         """Write how a cell looks without making its texture, which takes longest."""
-        check_surface(vertices, faces)
         seen = views(vertices, faces, vertices, colour_at, ring(1), self._cell_lens())
         write_png(self._out / f"{item.name}.views.png", over_background(seen.colours[0]))
 

@@ -1,7 +1,10 @@
 """Generate textured meshes from a training run, finished or not, on any number of workers."""
 
+import contextlib
+import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,8 +13,9 @@ from get3d_cluster.core.job import Position, Resources
 from get3d_cluster.errors import UsageError
 from get3d_cluster.runtime.claims import Claims, Owner
 from get3d_cluster.runtime.env import ProcessId
-from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
+from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.runtime.session import ItemWork, Session
+from get3d_cluster.storage.local import create
 
 if TYPE_CHECKING:
     from jobs._shapes import Choice, ShapeMaker
@@ -192,11 +196,14 @@ class GenerateWork:
     def close(self) -> None:
         self._claims.release_all()
 
-    def _round(self) -> list[int]:
-        """Return what is left, from the next on and around."""
-        count = len(self._is_ended)
-        places = [number % count for number in range(self._next, self._next + count)]
-        return [number for number in places if not self._is_ended[number]]
+    def _round(self) -> Iterator[int]:
+        """Yield what is left, from the next on and around."""
+        begun = self._next
+        for start, end in ((begun, len(self._is_ended)), (0, begun)):
+            number = self._is_ended.find(0, start, end)
+            while number >= 0:
+                yield number
+                number = self._is_ended.find(0, number + 1, end)
 
     def _is_made(self, number: int) -> bool:
         if self._maker.is_made(number):
@@ -227,21 +234,22 @@ class GenerateWork:
 
 
 def _choice(config: Config, session: Session, training: RunFolder) -> "Choice":
-    """Return what all workers, and later attempts, of this run use: the first worker's choice."""
+    """Return what all workers, and later attempts, of this run use: the choice of the first that speaks for them."""
     from jobs._shapes import Choice, chosen
 
     place = session.run.path / "source.json"
-    if session.rank == 0 and not place.exists():
+    if session.is_lead and not place.exists():  # of an array, any element may come first
         choice = chosen(config, training)
-        write_json(place, choice.plain())
-        if config.mp4 == "auto" and not choice.mp4 and config.turntable_every:
+        is_ours = create(place, (json.dumps(choice.plain(), indent=2) + "\n").encode())
+        if is_ours and config.mp4 == "auto" and not choice.mp4 and config.turntable_every:
             session.events.write("no-mp4", why="no ffmpeg found: turntables are GIF alone")
     deadline_s = time.monotonic() + LONGEST_WAIT_S
-    while not place.exists():
+    while True:
+        with contextlib.suppress(UsageError):  # not there yet, or not whole
+            return Choice.of(read_json(place))
         if time.monotonic() > deadline_s:
             raise UsageError(
                 f"the first worker wrote no {place} within {LONGEST_WAIT_S:g} s",
                 "look at what it says: launch.py logs RUN --rank 0",
             )
         time.sleep(WAIT_S)
-    return Choice.of(read_json(place))
