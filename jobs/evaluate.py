@@ -32,8 +32,8 @@ class Config:
     """With every: also wait for checkpoints to come, until the training has finished."""
     out: Path | None = None
     """Folder of the results; null: `evaluation` in the folder of the training run, where its report finds them."""
-    data: str = field(default="", metadata={"location": True})
-    """Packed dataset of the real images, such as those of a test split; empty: the training's own."""
+    data: str | None = field(default=None, metadata={"location": True})
+    """Packed dataset of the real images, such as those of a test split; null: the training's own."""
     num_images: int = 50_000
     """Generated images, and real ones at most; 0: no images. FID depends on it: the paper's is of 50,000."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)

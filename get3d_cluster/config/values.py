@@ -18,7 +18,7 @@ def anchored(config: ConfigT, folder: Path) -> ConfigT:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, config)):
         value = getattr(config, field.name)
-        if field.metadata.get("location") and "://" not in value:
+        if field.metadata.get("location") and value is not None and "://" not in value:
             values[field.name] = str(folder / value)
         else:
             values[field.name] = _anchored(value, folder)

@@ -315,6 +315,16 @@ def test_bad_input_is_refused_with_the_way_out(
     assert way_out in caught.value.way_out
 
 
+def test_paths_are_taken_from_where_the_command_was_typed_and_no_path_stays_none(tmp_path: Path) -> None:
+    given = ["run=runs/a", "references=models", "features.path=inception.pt"]
+    config = configuration.anchored(configuration.load(evaluate.Config, None, given), tmp_path)
+    assert (config.run, config.references) == (tmp_path / "runs" / "a", tmp_path / "models")
+    assert config.features.path == tmp_path / "inception.pt"
+    assert (config.data, config.out) == (None, None)
+    named = configuration.load(evaluate.Config, None, ["run=a", "data=packed"])
+    assert configuration.anchored(named, tmp_path).data == str(tmp_path / "packed")
+
+
 def test_an_empty_folder_of_references_is_refused(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     with pytest.raises(UsageError, match="holds no models"):
