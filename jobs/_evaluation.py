@@ -14,6 +14,7 @@ from get3d_cluster.runtime.claims import Claims, Owner
 from get3d_cluster.runtime.env import ProcessId
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.runtime.session import Session
+from get3d_cluster.storage.local import write_atomic
 from jobs._array_files import as_bytes, key_of
 from jobs._evaluation_setting import Setting
 from jobs._measured import GoneError, Measured
@@ -174,7 +175,9 @@ class Evaluator:
         evaluation = self._evaluation(source, metrics, left_out)
         numbers = {metric.name: metric.value for metric in metrics}
         self._session.events.write("evaluated", step=source.step, images=source.images, **numbers)
-        sys.stdout.write(table_of(evaluation))
+        table = table_of(evaluation)
+        write_atomic(self._result_path(source).with_suffix(".txt"), table.encode())
+        sys.stdout.write(table)
         sys.stdout.flush()
         return as_bytes(evaluation.as_json())
 

@@ -197,6 +197,8 @@ def test_every_checkpoint_is_measured_and_a_result_is_made_once(run: RunFolder, 
     assert value_of(first, "frechet_random_conv") != value_of(second, "frechet_random_conv")
     paths = sorted((tmp_path / "out").glob("step-*.json"))
     kept = [path.stat().st_mtime_ns for path in paths]
+    table = paths[0].with_suffix(".txt").read_text()
+    assert table.startswith("training, step 1, 8 images, seed 0\nmetric ")
     paths[1].unlink()
     shutil.rmtree(tmp_path / "evaluate")
     assert evaluated(run, tmp_path, *small) == [first, second]
