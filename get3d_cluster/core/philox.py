@@ -42,6 +42,10 @@ class Phase(IntEnum):
     SHAPES = 42
     CLASS = 43
     D_CLASS = 44
+    AUGMENT = 45
+    D_AUGMENT = 46
+    AUGMENT_REAL = 47
+    AUGMENT_R1 = 48
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -86,8 +86,10 @@ class FieldsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridConfig:
-    """The fixed tetrahedral grid whose distances become a mesh."""
+    """The fixed grid whose distances become a mesh."""
 
+    kind: Literal["dmtet", "flexicubes"] = "dmtet"
+    """Marching tetrahedra, or dual marching cubes with learned weights (give those 90 cells, max_deformation 0.5)."""
     cells: int = 36
     """Cells along a side, even; 36 has as many vertices as upstream's tet_res 90, 12 suits 64 px images."""
     tet_res: int = 0
@@ -111,10 +113,12 @@ class GridConfig:
 
     @property
     def num_cells(self) -> int:
-        """Cells along a side, whichever key named them (two fifths of ``tet_res``, made even).
+        """Cells along a side, whichever key named them (two fifths of ``tet_res``, made even; of cubes, as many).
 
-        Upstream's grids have vertices about 2 / tet_res apart; ours 1 / cells and 0.87 / cells.
+        Upstream's tetrahedral grids have vertices about 2 / tet_res apart; ours 1 / cells and 0.87 / cells.
         """
+        if self.tet_res and self.kind == "flexicubes":
+            return 2 * round(self.tet_res / 2)
         return max(2, 2 * round(self.tet_res / 5)) if self.tet_res else self.cells
 
 
@@ -160,6 +164,11 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if len(set(self.classes)) < len(self.classes):
             raise UsageError(f"classes={list(self.classes)} names a class twice", "Name each synset once.")
+        if self.mirror_x and self.grid.kind == "flexicubes":
+            raise UsageError(
+                "grid.kind=flexicubes has weights that know left from right: it does not go with mirror_x=true",
+                "Set mirror_x=false, or grid.kind=dmtet.",
+            )
 
     @property
     def num_ws_geo(self) -> int:

@@ -38,10 +38,10 @@ def lattice_matrix(cells: int, resolution_px: int) -> Tensor:  # [2 cells + 1, R
 
 def lattice_features(
     planes: Tensor,  # [N, R, R, 3, C]
-    matrix: Tensor,  # [2 cells + 1, R]
+    matrix: Tensor,  # [2 cells + 1, R], or [cells + 1, R]
     cells: int,
-) -> Tensor:  # [N, V, C] in the order of `bcc_grid`
-    """Sample the planes at all vertices of a body-centred cubic grid.
+) -> Tensor:  # [N, V, C] in the order of `bcc_grid`, or `cube_grid`
+    """Sample the planes at all vertices of a body-centred cubic grid, or of a cubic one.
 
     Vertices share their coordinates, so each plane is sampled at (cells + 1)^2 + cells^2 places only, by two small
     matrix products whose gradient is deterministic on every device, and the sums over planes are broadcast.
@@ -51,6 +51,8 @@ def lattice_features(
     both = matrix @ rows.unflatten(2, (res, 3 * channels))
     samples = both.unflatten(3, (3, channels))
     corners = _sum_of_planes(samples[:, : cells + 1, : cells + 1])
+    if len(matrix) == cells + 1:
+        return corners
     centres = _sum_of_planes(samples[:, cells + 1 :, cells + 1 :])
     return torch.cat([corners, centres], dim=1)
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from get3d_cluster.get3d import mapping, raster, tets
 from get3d_cluster.get3d.camera import clip_matrices
 from get3d_cluster.get3d.config import FieldsConfig, GeneratorConfig
+from get3d_cluster.get3d.extraction import Weigh, Weights
 from get3d_cluster.get3d.fields import Field, Palette, lattice_features, lattice_matrix, point_features
+from get3d_cluster.get3d.flexicubes import NUM_WEIGHTS, CubeGrid, cube_grid, squashed
 from get3d_cluster.get3d.mapping import Latents, Mapping
 from get3d_cluster.get3d.ops import ModulatedLinear
 from get3d_cluster.get3d.raster import Meshes, Surface
@@ -23,6 +25,8 @@ from get3d_cluster.get3d.tets import TetGrid
 
 W_AVG_BETA = 0.998
 _COLOUR_LIMIT = 256.0
+_WEIGHT_GAIN = 0.1
+"""Of what the weights' network says: they begin near 1. Source: the published training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +39,8 @@ class Shapes:
     meshes: Meshes
     penalty: Tensor  # [N] mean |sdf| of a sample that had no surface, else 0
     sdf_entropy: Tensor  # how undecided the signs are along edges, mean over the batch
+    deviation: Tensor  # how irregular the patches of FlexiCubes are, mean over the batch; else 0
+    weights_square: Tensor  # mean square of the weights of FlexiCubes; else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +76,9 @@ class Generator(nn.Module):
         self.deformation_field = Field([*widths, 3], style, demodulate_output=demodulate)
         self.texture_field = Field([*widths, fields.texture_channels], style)
         self.colour = _colour_layer(fields, style)
+        if config.grid.kind == "flexicubes":
+            cube_widths = [8 * features, *widths[1:], NUM_WEIGHTS]
+            self.weight_field = Field(cube_widths, style, demodulate_output=demodulate)
         self.register_buffer("w_avg_geo", torch.zeros(style))
         self.register_buffer("w_avg_tex", torch.zeros(style))
         self._register_grid()
@@ -78,17 +87,27 @@ class Generator(nn.Module):
         """Keep the grid as buffers, which follow the module to its device; a function of the config, not saved."""
         cells, scale = self.config.grid.num_cells, self.config.grid.scale
         with torch.device("cpu"):
-            grid = tets.bcc_grid(cells)
+            is_cubic = self.config.grid.kind == "flexicubes"
+            grid = cube_grid(cells) if is_cubic else tets.bcc_grid(cells)
             lattice = lattice_matrix(cells, self.config.trunk.resolution_px)
+            lattice = lattice[: cells + 1] if is_cubic else lattice
         self._grid_centre = grid.centre
         self.register_buffer("lattice", lattice, persistent=False)
         self.register_buffer("grid_vertices", grid.vertices * scale, persistent=False)
-        for name in ("tets", "edges", "tet_edges", "boundary"):
+        for name in ("edges", "boundary") if is_cubic else ("tets", "edges", "tet_edges", "boundary"):
             self.register_buffer(f"grid_{name}", getattr(grid, name), persistent=False)
 
     @property
-    def grid(self) -> TetGrid:
-        """The tetrahedral grid, on the module's device, in world units."""
+    def grid(self) -> TetGrid | CubeGrid:
+        """The grid, on the module's device, in world units."""
+        if self.config.grid.kind == "flexicubes":
+            return CubeGrid(
+                cells=self.config.grid.num_cells,
+                centre=self._grid_centre,
+                vertices=self.grid_vertices,
+                edges=self.grid_edges,
+                boundary=self.grid_boundary,
+            )
         return TetGrid(
             cells=self.config.grid.num_cells,
             centre=self._grid_centre,
@@ -148,17 +167,20 @@ class Generator(nn.Module):
     def shapes(self, latents: Latents, *, closed: bool = False) -> Shapes:
         """Compute planes, distances and meshes; ``closed`` forces the box's boundary outside."""
         planes = self.planes(latents)
-        sdf, deformation = self._geometry(planes, latents)
+        sdf, deformation, weigh = self._geometry(planes, latents)
         sdf, deformation, penalty = tets.repair_empty(sdf, deformation, self.grid)
         if closed or self.config.grid.close_boundary:
             sdf = tets.close_boundary(sdf, self.grid)
+        extracted = self.grid.extract(self.grid_vertices + deformation, sdf, weigh, in_four=self.training)
         return Shapes(
             planes=planes,
             sdf=sdf,
             deformation=deformation,
-            meshes=tets.marching_tets(self.grid_vertices + deformation, sdf, self.grid),
+            meshes=extracted.meshes,
             penalty=penalty,
             sdf_entropy=tets.sdf_entropy(sdf, self.grid_edges),
+            deviation=extracted.deviation,
+            weights_square=extracted.weights_square,
         )
 
     def meshes(self, latents: Latents) -> list[tuple[Tensor, Tensor]]:
@@ -166,7 +188,9 @@ class Generator(nn.Module):
         packed = self.shapes(latents, closed=True).meshes
         return [packed.mesh(i) for i in range(len(packed))]
 
-    def _geometry(self, planes: Planes, latents: Latents) -> tuple[Tensor, Tensor]:  # [N, V], [N, V, 3]
+    def _geometry(
+        self, planes: Planes, latents: Latents
+    ) -> tuple[Tensor, Tensor, Weigh | None]:  # [N, V], [N, V, 3]
         config, grid = self.config.fields, self.config.grid
         features = lattice_features(planes.geo, self.lattice, grid.num_cells)
         ws = latents.geo[:, -(config.num_hidden + 1) :]
@@ -175,7 +199,30 @@ class Generator(nn.Module):
             sdf = sdf + config.sphere_gain * (config.sphere_radius - self.grid_vertices.norm(dim=1))
         raw = self.deformation_field.evaluate(features, self.deformation_field.matrices(ws))
         deformation = torch.tanh(raw) * (grid.max_deformation / grid.num_cells)
-        return sdf, deformation * self._directions() if self.config.mirror_x else deformation
+        deformation = deformation * self._directions() if self.config.mirror_x else deformation
+        return sdf, deformation, self._weigh(features, ws) if grid.kind == "flexicubes" else None
+
+    def _weigh(
+        self,
+        features: Tensor,  # [N, V, C]
+        ws: Tensor,  # [N, layers, S]
+    ) -> Weigh:
+        """Return what tells the weights of cubes from the features of their corners.
+
+        Upstream computes them for all cubes of the grid; those that no surface cuts decide nothing but a mean square.
+        """
+        matrices = self.weight_field.matrices(ws)
+
+        def weigh(sample: Tensor, corners: Tensor) -> Weights:  # [A], [A, 8]
+            vertex = (sample[:, None] * features.shape[1] + corners).flatten()
+            x = features.flatten(0, 1).index_select(0, vertex).view(len(sample), -1)
+            raw = [
+                self.weight_field.evaluate(own[None], [matrix[i : i + 1] for matrix in matrices])[0]
+                for i, own in enumerate(x.split(_counts(sample, len(features))))
+            ]
+            return squashed(torch.cat(raw) * _WEIGHT_GAIN)
+
+        return weigh
 
     def _directions(self) -> Tensor:  # [V, 3]
         """Return how a mirrored field moves vertices: away from the plane x = 0 on either side, and never off it."""

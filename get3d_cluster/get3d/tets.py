@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from get3d_cluster.get3d.extraction import Extraction, Weigh
+from get3d_cluster.get3d.flexicubes import CubeGrid
 from get3d_cluster.get3d.raster.meshes import Meshes, ranges_of
 
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
@@ -36,6 +38,22 @@ class TetGrid:
     edges: Tensor  # [E, 2] int64, lower index first, sorted
     tet_edges: Tensor  # [T, 6] int64 into `edges`, in the order of TET_EDGES
     boundary: Tensor  # [V] bool: lies on the surface of the box
+
+    def is_empty(self, inside: Tensor) -> Tensor:  # [N, V] -> [N] bool
+        """Say which samples have no surface."""
+        return inside.all(dim=1) | ~inside.any(dim=1)
+
+    def extract(
+        self,
+        positions: Tensor,  # [N, V, 3] grid vertices after deformation
+        sdf: Tensor,  # [N, V] positive inside
+        _weigh: Weigh | None = None,
+        *,
+        in_four: bool = True,  # noqa: ARG002 - there are no quads, and no weights
+    ) -> Extraction:
+        """Extract the zero level set by marching tetrahedra."""
+        nothing = sdf.new_zeros(())
+        return Extraction(marching_tets(positions, sdf, self), nothing, nothing)
 
     def to(self, target: torch.device | str) -> "TetGrid":
         """Return the grid on another device."""
@@ -284,7 +302,7 @@ def sdf_entropy(
 def repair_empty(
     sdf: Tensor,  # [N, V]
     deformation: Tensor,  # [N, V, 3]
-    grid: TetGrid,
+    grid: TetGrid | CubeGrid,
 ) -> tuple[Tensor, Tensor, Tensor]:  # sdf [N, V], deformation [N, V, 3], penalty [N]
     """Give every sample whose SDF has one sign throughout some surface, and a reason to grow its own.
 
@@ -296,7 +314,7 @@ def repair_empty(
     Source: the behaviour of the published GET3D training.
     """
     inside = sdf.detach() > 0
-    empty = inside.all(dim=1) | ~inside.any(dim=1)
+    empty = grid.is_empty(inside)
     low, high = sdf.detach().amin(), sdf.detach().amax()
     makeshift = sdf.detach().masked_fill(grid.boundary, 0.0)
     makeshift = makeshift + grid.boundary * (-1.0 - high)
@@ -308,7 +326,7 @@ def repair_empty(
 
 def close_boundary(
     sdf: Tensor,  # [N, V]
-    grid: TetGrid,
+    grid: TetGrid | CubeGrid,
 ) -> Tensor:  # [N, V]
     """Force the surface of the box outside, so that every mesh is closed; forced values get no gradient."""
     return torch.where(grid.boundary, sdf.clamp(max=BOUNDARY_SDF), sdf)

@@ -77,6 +77,10 @@ class LossConfig:
     """Steps between R1 phases, whose weight is multiplied by it."""
     sdf_entropy: float = 0.01
     """Weight of undecided signs along the edges of the grid."""
+    mesh_deviation: float = 0.5
+    """Weight of irregular patches, with generator.grid.kind=flexicubes."""
+    mesh_weights: float = 0.1
+    """Weight of the mean square of the learned weights, with generator.grid.kind=flexicubes."""
     empty_shape: float = 1.0
     """Weight of the distances of a shape that came out empty."""
     mixing_probability: float = 0.9
@@ -91,7 +95,37 @@ class LossConfig:
                 f"r1_interval={self.r1_interval} must be at least 1", "to go without R1 set both gammas to 0"
             )
         _check(self, _is_not_negative, "0 or more", "gamma_rgb", "gamma_mask", "sdf_entropy", "empty_shape")
+        _check(self, _is_not_negative, "0 or more", "mesh_deviation", "mesh_weights")
         _check(self, lambda value: 0 <= value <= 1, "within [0, 1]", "mixing_probability")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Adaptive augmentation of what the discriminator sees, for small sets of images. Upstream has none."""
+
+    p: float = 0.0
+    """Probability of each transformation at the start."""
+    target: float = 0.0
+    """Mean sign of the logits of real images that p is adapted to; 0.6 is the paper's. 0: p stays as it is."""
+    adjust_images: int = 500_000
+    """Real images in which p can go from 0 to 1."""
+    interval: int = 4
+    """Steps between adaptations."""
+    max_p: float = 0.8
+    """p stays below: from about there on augmented images would be learned as such."""
+    geometry: bool = True
+    """Small shifts, turns, zooms and stretches, which the camera that is told nearly explains."""
+    colour: bool = True
+    """Brightness, contrast, luma flip, hue and saturation of the colours; the mask stays."""
+
+    def __post_init__(self) -> None:
+        _check(self, lambda value: 0 <= value <= 1, "within [0, 1]", "p", "max_p")
+        _check(self, lambda value: 0 <= value < 1, "within [0, 1)", "target")
+        _check(self, _is_positive, "at least 1", "adjust_images", "interval")
+        if self.p > self.max_p:
+            raise UsageError(
+                f"p={self.p:g} is above max_p={self.max_p:g}", f"set p to {self.max_p:g} at most"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +232,8 @@ class TrainerConfig:
     """Tells real images from generated ones."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Losses and regularisers."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What the discriminator sees of images."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Both Adams."""
     average: AverageConfig = field(default_factory=AverageConfig)

@@ -18,6 +18,7 @@ from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.get3d.losses import HeadLosses, fake_loss, generator_loss, r1_penalty, real_loss
 from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.train import random
+from get3d_cluster.train.augment import Augmentation, unchanged
 from get3d_cluster.train.classes import draw_classes
 from get3d_cluster.train.config import LossConfig, TrainerConfig
 
@@ -79,6 +80,8 @@ class Fakes:
     w_mean: Tensor  # [2 S] mean style of the shard, geometry then texture
     sdf_entropy: Tensor
     penalty: Tensor  # mean over the shard
+    deviation: Tensor  # of FlexiCubes, else 0
+    weights_square: Tensor  # of FlexiCubes, else 0
 
     def detached(self) -> "Fakes":
         """Return the same images without what their gradients would need."""
@@ -87,13 +90,18 @@ class Fakes:
             image=self.image.detach(),
             sdf_entropy=self.sdf_entropy.detach(),
             penalty=self.penalty.detach(),
+            deviation=self.deviation.detach(),
+            weights_square=self.weights_square.detach(),
         )
 
 
 GENERATOR_NUMBERS = (
     "loss_g_rgb", "loss_g_mask", "sdf_entropy", "empty_penalty", "logit_fake_rgb", "logit_fake_mask",
+    "mesh_deviation", "mesh_weights",
 )  # fmt: skip
-DISCRIMINATOR_NUMBERS = ("loss_d_rgb", "loss_d_mask", "logit_real_rgb", "logit_real_mask")
+DISCRIMINATOR_NUMBERS = (
+    "loss_d_rgb", "loss_d_mask", "logit_real_rgb", "logit_real_mask", "sign_real_rgb", "sign_real_mask",
+)  # fmt: skip
 R1_NUMBERS = ("r1_rgb", "r1_mask")
 
 
@@ -126,15 +134,23 @@ def generate(
         w_mean=generator.w_mean(first),
         sdf_entropy=rendered.shapes.sdf_entropy,
         penalty=rendered.shapes.penalty.mean(),
+        deviation=rendered.shapes.deviation,
+        weights_square=rendered.shapes.weights_square,
     )
 
 
-def generator_shard(discriminator: Discriminator, config: LossConfig, fakes: Fakes) -> tuple[Tensor, Tensor]:
+def generator_shard(
+    discriminator: Discriminator, config: LossConfig, fakes: Fakes, augmented: Augmentation = unchanged
+) -> tuple[Tensor, Tensor]:
     """Return the generator's loss for a shard and ``GENERATOR_NUMBERS``."""
-    logits = discriminator(fakes.image, fakes.cameras, fakes.classes)
+    logits = discriminator(augmented(fakes.image), fakes.cameras, fakes.classes)
     loss = generator_loss(logits)
     total = loss.total + config.sdf_entropy * fakes.sdf_entropy + config.empty_shape * fakes.penalty
-    numbers = (*loss, fakes.sdf_entropy, fakes.penalty, logits.rgb.mean(), logits.mask.mean())
+    total = total + config.mesh_deviation * fakes.deviation + config.mesh_weights * fakes.weights_square
+    numbers = (
+        *loss, fakes.sdf_entropy, fakes.penalty, logits.rgb.mean(), logits.mask.mean(),
+        fakes.deviation, fakes.weights_square,
+    )  # fmt: skip
     return total, torch.stack(numbers).detach()
 
 
@@ -145,31 +161,38 @@ class Judged(NamedTuple):
     logits: Logits
 
 
-def judge_reals(discriminator: Discriminator, reals: Reals) -> Judged:
+def judge_reals(discriminator: Discriminator, reals: Reals, augmented: Augmentation = unchanged) -> Judged:
     """Return the half of the loss that real images give. Needs nothing of the generator."""
-    logits = discriminator(*reals)
+    logits = discriminator(augmented(reals.images), reals.cameras, reals.classes)
     return Judged(real_loss(logits), logits)
 
 
-def judge_fakes(discriminator: Discriminator, fakes: Fakes) -> Judged:
+def judge_fakes(discriminator: Discriminator, fakes: Fakes, augmented: Augmentation = unchanged) -> Judged:
     """Return the half of the loss that generated images give.
 
     A pass of its own: images are compared within a batch, and real ones must not be compared with generated ones.
     """
-    logits = discriminator(fakes.image.detach(), fakes.cameras, fakes.classes)
+    logits = discriminator(augmented(fakes.image.detach()), fakes.cameras, fakes.classes)
     return Judged(fake_loss(logits), logits)
 
 
 def discriminator_numbers(fakes: Judged, reals: Judged) -> Tensor:
     """Return ``DISCRIMINATOR_NUMBERS`` of a shard."""
     losses = [fake + real for fake, real in zip(fakes.loss, reals.loss, strict=True)]
-    return torch.stack((*losses, reals.logits.rgb.mean(), reals.logits.mask.mean())).detach()
+    means = [logits.mean() for logits in reals.logits]
+    signs = [logits.sign().mean() for logits in reals.logits]
+    return torch.stack((*losses, *means, *signs)).detach()
 
 
-def r1_shard(discriminator: Discriminator, config: LossConfig, reals: Reals) -> tuple[Tensor, Tensor]:
-    """Return the R1 penalty of a shard times its interval, and ``R1_NUMBERS`` without it."""
+def r1_shard(
+    discriminator: Discriminator, config: LossConfig, reals: Reals, augmented: Augmentation = unchanged
+) -> tuple[Tensor, Tensor]:
+    """Return the R1 penalty of a shard times its interval, and ``R1_NUMBERS`` without it.
+
+    The gradient is that with respect to the images before they are augmented.
+    """
     images = reals.images.detach().requires_grad_()
-    logits = discriminator(images, reals.cameras, reals.classes)
+    logits = discriminator(augmented(images), reals.cameras, reals.classes)
     penalty = r1_penalty(logits, images, config.gamma_rgb, config.gamma_mask)
     return penalty.total * config.r1_interval, torch.stack(penalty).detach()
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from get3d_cluster.core.job import Position
+from get3d_cluster.core.philox import Phase
 from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.data.order import epoch_of, sample_at
 from get3d_cluster.dist.network import Network
@@ -32,6 +33,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Ballot, Session
 from get3d_cluster.train import ema, numerics
 from get3d_cluster.train.adam import Adam
+from get3d_cluster.train.augment import Augmentation, Strength, augmentation
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import LossConfig, OptimConfig, TrainerConfig
 from get3d_cluster.train.fit import check_fit
@@ -119,6 +121,7 @@ class Get3dTrainer:
             phases = [each.describe() for each in (self._reduce_g, self._reduce_d, self._reduce_r1)]
             session.events.write("reduction", **self._network.describe(), phases=phases)
         self.counters = Counters()
+        self._strength = Strength(p=config.augment.p)
         self._agreed_step: int | None = None
         """Step after which all workers were last found to have the same state."""
         self._start_step = 0
@@ -169,7 +172,8 @@ class Get3dTrainer:
         self._watch(self._watches)
 
     def state(self) -> Mapping[str, Any]:
-        return {
+        adapted = {"augmentation": asdict(self._strength)} if self.config.augment.target else {}
+        return adapted | {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "generator_ema": self.average.state_dict(),
@@ -192,6 +196,8 @@ class Get3dTrainer:
         load_optimizer(self._adam_d, state["adam_discriminator"])
         self._take_rates_from_config()
         self.counters = Counters(**state["counters"])
+        if self.config.augment.target and "augmentation" in state:
+            self._strength = Strength(**state["augmentation"])
         self._start_step = self.counters.step
 
     def bits_depend_on(self) -> Mapping[str, Any]:
@@ -221,7 +227,8 @@ class Get3dTrainer:
         kept: list[Fakes] = []
         for index in self._reduce_g.start():
             fakes = generate(self.generator, self.config, self._shard(index), GENERATOR_STREAMS, self._labels)
-            loss, numbers = generator_shard(self.discriminator, self.config.loss, fakes)
+            augmented = self._augmented(index, Phase.AUGMENT)
+            loss, numbers = generator_shard(self.discriminator, self.config.loss, fakes, augmented)
             loss.backward()
             self._reduce_g.add(numbers, fakes.w_mean)
             if self.config.loss.reuse_fakes:
@@ -244,7 +251,8 @@ class Get3dTrainer:
         self._first_reals = self._judge_reals(first)
 
     def _judge_reals(self, index: int) -> Judged:
-        reals = judge_reals(self.discriminator, self._reals(index))
+        augmented = self._augmented(index, Phase.AUGMENT_REAL)
+        reals = judge_reals(self.discriminator, self._reals(index), augmented)
         reals.loss.total.backward()
         return reals
 
@@ -253,7 +261,7 @@ class Get3dTrainer:
         for place, index in enumerate(self._reduce_d.shards if first else self._reduce_d.start()):
             reals = first if first and place == 0 else self._judge_reals(index)
             fakes = kept[place] if kept else self._fresh_fakes(index)
-            judged = judge_fakes(self.discriminator, fakes)
+            judged = judge_fakes(self.discriminator, fakes, self._augmented(index, Phase.D_AUGMENT))
             judged.loss.total.backward()
             votes = self._votes(is_last=index == self._reduce_d.shards[-1])
             self._reduce_d.add(discriminator_numbers(judged, reals), fakes.w_mean, votes)
@@ -262,6 +270,7 @@ class Get3dTrainer:
         self._session.ballot.count((votes > 0).tolist())
         if self._take_step("discriminator", self._adam_d, self.discriminator, numbers, troubles):
             self._move_w_avg(None if self.config.loss.reuse_fakes else w_mean)
+            self._adapt(numbers[-2:].tolist())
         return dict(named(DISCRIMINATOR_NUMBERS, numbers))
 
     def _votes(self, *, is_last: bool) -> Tensor:  # [Ballot.SIZE]
@@ -271,7 +280,8 @@ class Get3dTrainer:
 
     def _r1_phase(self, troubles: list[str]) -> Numbers:
         for index in self._reduce_r1.start():
-            loss, numbers = r1_shard(self.discriminator, self._loss, self._reals(index))
+            augmented = self._augmented(index, Phase.AUGMENT_R1)
+            loss, numbers = r1_shard(self.discriminator, self._loss, self._reals(index), augmented)
             loss.backward()
             self._reduce_r1.add(numbers)
         numbers = self._reduce_r1.finish()
@@ -291,6 +301,16 @@ class Get3dTrainer:
         if self._labels is None:
             return Reals(images, cameras)
         return Reals(images, cameras, self._labels[torch.from_numpy(places)].to(images.device))
+
+    def _augmented(self, index: int, phase: Phase) -> Augmentation:
+        shard = self._shard(index)
+        samples = shard.samples(self.generator.w_avg_geo.device)
+        return augmentation(self.config.augment, self._strength.p, shard.seed, shard.step, phase, samples)
+
+    def _adapt(self, signs: Sequence[float]) -> None:
+        """Adapt the augmentation by how sure both heads are of real images: reduced numbers, so alike everywhere."""
+        if self.config.augment.target:
+            self._strength.adapt(self.config.augment, sum(signs) / len(signs), self.config.batch.size)
 
     def _expect(self) -> None:
         """Name the images of this step and of the next, so that they are read while the networks compute."""
@@ -390,7 +410,9 @@ class Get3dTrainer:
     def _show(self) -> None:
         extra = self._watch(self._watches)
         if extra or self.is_done() or self.counters.step % self.config.watch.log_every_steps == 0:
-            self._rows.write(self.position(), extra | {"skipped_steps": self.counters.skipped_steps})
+            shown: Numbers = {"skipped_steps": self.counters.skipped_steps}
+            shown |= {"augment_p": self._strength.p} if self.config.augment.target else {}
+            self._rows.write(self.position(), extra | shown)
         self._watch(self._mirrors)
 
     def _watch(self, watches: Sequence[Watch]) -> Numbers:

@@ -79,3 +79,23 @@ def test_the_comparison_would_notice_another_batch(tmp_path: Path, data: Path, a
 def test_reused_fakes_are_as_exact(tmp_path: Path, data: Path) -> None:
     one, two = (train(tmp_path / str(world), data, world, 4, "loss.reuse_fakes=true") for world in (1, 2))
     assert one == two
+
+
+OPTIONS = (
+    "augment.target=0.3", "augment.interval=2", "augment.adjust_images=64", "augment.p=0.4",
+    "generator.classes=['02958343','03001627']", "discriminator.num_classes=2",
+    "generator.fields.fixed_background=true",
+)  # fmt: skip
+
+
+def test_augmentation_and_classes_are_as_exact_on_one_two_and_four_workers(tmp_path: Path) -> None:
+    """Seven steps adapt the augmentation three times, and start again twice in between."""
+    data = setup.dataset(tmp_path / "data", synsets=("02958343", "03001627"))
+    alone = train(tmp_path / "alone", data, 1, STEPS, *OPTIONS)
+    folder = tmp_path / "moved"
+    moved = [
+        line
+        for world, steps in ((4, 3), (1, 1), (2, 3))
+        for line in train(folder, data, world, steps, *OPTIONS)
+    ]
+    assert moved == alone

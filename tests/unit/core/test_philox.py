@@ -73,4 +73,8 @@ def test_phase_values_are_frozen() -> None:
         "SHAPES": 42,
         "CLASS": 43,
         "D_CLASS": 44,
+        "AUGMENT": 45,
+        "D_AUGMENT": 46,
+        "AUGMENT_REAL": 47,
+        "AUGMENT_R1": 48,
     }

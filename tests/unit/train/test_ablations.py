@@ -20,10 +20,14 @@ from tests import train_setup as setup
 BEFORE, AFTER = 4, 8
 """Steps before and after the restore. The second part has two R1 phases (every 3 steps), four zero steps (every 2), and
 the step at which the running average stops to ramp up."""
-SETTINGS = ("batch.num_shards=2", "average.half_life_images=20", "average.ramp_up=0.5")
+SETTINGS = (
+    "batch.num_shards=2", "average.half_life_images=20", "average.ramp_up=0.5",
+    "augment.target=0.3", "augment.interval=3", "augment.adjust_images=100", "augment.p=0.5",
+)  # fmt: skip
 
 PARTS = {
     "generator", "discriminator", "generator_ema", "adam_generator", "adam_discriminator", "counters", "data",
+    "augmentation",
 }  # fmt: skip
 DOES_NOT_MATTER = {
     "counters/skipped_steps": "shown in metrics.jsonl, decides nothing",
@@ -39,6 +43,8 @@ RENEWED = {
     "generator_ema/w_avg_tex": "copied from the generator in every step",
 }
 """Left out, they are right again after a step; whoever reads them from the checkpoint itself needs them, though."""
+DECIDES_NEAR_THE_TARGET = "augmentation/sign_sum"
+"""Which way p moves is all that follows from it, so leaving it out need not turn that round; other values do."""
 FIXED_BY_CONFIG = {
     "adam_generator/param_groups": "rates, betas and the like come from the configuration",
     "adam_discriminator/param_groups": "rates, betas and the like come from the configuration",
@@ -91,7 +97,8 @@ def copied(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def bits(state: Mapping[str, Any]) -> str:
     """Return the digest of all that is trained; counters take no part, so that they cannot make the difference."""
-    return state_digest({part: value for part, value in state.items() if part not in ("counters", "data")})
+    left_out = ("counters", "data", "augmentation")
+    return state_digest({part: value for part, value in state.items() if part not in left_out})
 
 
 def entries(state: Mapping[str, Any]) -> Iterator[str]:
@@ -141,10 +148,21 @@ def test_a_part_left_out_shows(scene: Scene, part: str) -> None:
 def test_a_counter_left_out_shows_unless_it_is_known_not_to_matter(scene: Scene) -> None:
     silent = [
         path
-        for path in (f"counters/{key}" for key in scene.saved["counters"])
-        if path not in DOES_NOT_MATTER and scene.bits_after(scene.without(path)) == scene.whole
+        for path in (f"{part}/{key}" for part in ("counters", "augmentation") for key in scene.saved[part])
+        if path not in (*DOES_NOT_MATTER, DECIDES_NEAR_THE_TARGET)
+        and scene.bits_after(scene.without(path)) == scene.whole
     ]
     assert silent == []
+
+
+def test_the_signs_that_p_is_adapted_by_show(scene: Scene) -> None:
+    found = set()
+    for value in (-100.0, 100.0):
+        state = copied(scene.saved)
+        state["augmentation"]["sign_sum"] = value
+        found.add(scene.bits_after(state))
+    assert len(found) == 2
+    assert scene.whole in found
 
 
 @pytest.mark.parametrize("part", ["adam_generator", "adam_discriminator"])
@@ -192,7 +210,7 @@ def test_every_single_entry_left_out_shows(scene: Scene) -> None:
         if path not in DOES_NOT_MATTER
         and not is_fixed(path)
         and path not in RENEWED
-        and path != "counters"
+        and path not in ("counters", DECIDES_NEAR_THE_TARGET)
         and scene.bits_after(scene.without(path)) == scene.whole
     ]
     assert silent == []
@@ -201,7 +219,7 @@ def test_every_single_entry_left_out_shows(scene: Scene) -> None:
 def test_a_new_key_would_be_noticed(scene: Scene) -> None:
     """The control of the controls: a state with one entry more, which no step looks at."""
     bigger = copy.copy(scene)
-    bigger.saved = {**copied(scene.saved), "augmentation": {"p": torch.tensor(0.5)}}
+    bigger.saved = {**copied(scene.saved), "unheard_of": {"p": torch.tensor(0.5)}}
     with pytest.raises(AssertionError, match="new part"):
         test_every_part_of_the_state_is_known_here(bigger)
     bigger.saved = copied(scene.saved)

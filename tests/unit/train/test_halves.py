@@ -29,13 +29,15 @@ def test_halves_apart_give_the_bits_of_both_together(architecture: str) -> None:
         w_mean=torch.zeros(2),
         sdf_entropy=nothing,
         penalty=nothing,
+        deviation=nothing,
+        weights_square=nothing,
     )
 
     fake, real = discriminator(fakes.image, fakes.cameras), discriminator(images, cameras)
     loss = discriminator_loss(fake, real)
     loss.total.backward()
     together = [p.grad for p in discriminator.parameters()]
-    numbers = torch.stack((*loss, real.rgb.mean(), real.mask.mean()))
+    numbers = torch.stack((*loss, *(x.mean() for x in real), *(x.sign().mean() for x in real)))
 
     discriminator.zero_grad()
     reals = judge_reals(discriminator, Reals(images, cameras))
