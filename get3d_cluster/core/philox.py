@@ -46,6 +46,8 @@ class Phase(IntEnum):
     D_AUGMENT = 46
     AUGMENT_REAL = 47
     AUGMENT_R1 = 48
+    NOISE = 49
+    D_NOISE = 50
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

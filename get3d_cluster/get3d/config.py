@@ -51,6 +51,41 @@ class TrunkConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VolumeConfig:
+    """The convolutions that make a volume of features for the distances, and one for the deformations."""
+
+    resolution: int = 32
+    """Cells along a side; a power of two from 8."""
+    channel_base: int = 2048
+    """Channels at a resolution: min(channel_base / resolution, channel_max)."""
+    channel_max: int = 256
+    """Most channels at any resolution."""
+    hidden_channels: int = 256
+    """Width of the hidden layers of both networks that read the volumes."""
+    sdf_hidden: int = 3
+    """Hidden layers of the distance's network."""
+    deformation_hidden: int = 2
+    """Hidden layers of the deformation's network."""
+
+    def __post_init__(self) -> None:
+        _check_power_of_two("resolution", self.resolution, 8)
+
+    @property
+    def sides(self) -> list[int]:
+        """Resolutions from 4 up."""
+        return [2**k for k in range(2, self.resolution.bit_length())]
+
+    @property
+    def num_convs(self) -> int:
+        """Modulated convolutions of one volume."""
+        return 2 * len(self.sides) - 1
+
+    def channels_at(self, side: int) -> int:
+        """Return the channels of the volume of one resolution."""
+        return min(self.channel_base // side, self.channel_max)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FieldsConfig:
     """The small networks that turn plane features into distance, deformation and texture."""
 
@@ -144,6 +179,9 @@ class RenderConfig:
 class GeneratorConfig:
     """From two latents to a textured mesh and its image."""
 
+    kind: Literal["unified", "separate"] = "unified"
+    """One trunk of planes for geometry and texture, or volumes for the geometry and planes for the texture: the main
+    text of the paper. Each has its own weights; neither reads a checkpoint of the other."""
     latent_channels: int = 512
     """Size of a latent and of a style vector (z and w)."""
     classes: tuple[str, ...] = ()
@@ -152,6 +190,8 @@ class GeneratorConfig:
     """From latent to style, one network for geometry and one for texture."""
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     """The planes."""
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
+    """The volumes, with kind=separate."""
     mirror_x: bool = False
     """Make every shape its own mirror image, left and right of x = 0: for cars (not upstream's)."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
@@ -169,16 +209,44 @@ class GeneratorConfig:
                 "grid.kind=flexicubes has weights that know left from right: it does not go with mirror_x=true",
                 "Set mirror_x=false, or grid.kind=dmtet.",
             )
+        if self.kind == "separate" and (self.mirror_x or self.grid.kind == "flexicubes"):
+            raise UsageError(
+                "kind=separate has no geometry planes, which mirror_x=true and grid.kind=flexicubes read",
+                "Set mirror_x=false and grid.kind=dmtet, or kind=unified.",
+            )
 
     @property
     def num_ws_geo(self) -> int:
-        """Slots of the geometry style: each convolution and geometry output, each layer of a field."""
+        """Slots of the geometry style: each convolution and geometry output, each layer of a field.
+
+        Of separate trunks: those of the distance, then those of the deformation.
+        """
+        if self.kind == "separate":
+            return self.num_ws_sdf + self.volume.num_convs + self.volume.deformation_hidden + 1
         return 3 * _num_doublings(self.trunk.resolution_px) + 2 + self.fields.num_hidden + 1
 
     @property
     def num_ws_tex(self) -> int:
-        """Slots of the texture style: each texture output of the trunk, each layer of the field."""
+        """Slots of the texture style: each texture output of the trunk, each layer of the field.
+
+        Of separate trunks: each convolution, too.
+        """
+        if self.kind == "separate":
+            return 3 * _num_doublings(self.trunk.resolution_px) + 2 + self.fields.num_hidden + 1
         return _num_doublings(self.trunk.resolution_px) + 1 + self.fields.num_hidden + 1
+
+    @property
+    def num_ws_sdf(self) -> int:
+        """Slots of the distance among those of the geometry, with kind=separate."""
+        return self.volume.num_convs + self.volume.sdf_hidden + 1
+
+    @property
+    def num_noise(self) -> int:
+        """Pixels of noise that a sample of the training gets: with kind=separate, as upstream; else noise is fixed."""
+        if self.kind == "unified" or not self.trunk.noise:
+            return 0
+        larger = [4 << k for k in range(1, _num_doublings(self.trunk.resolution_px) + 1)]
+        return 16 + 2 * sum(side**2 for side in larger)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

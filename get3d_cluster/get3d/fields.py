@@ -31,9 +31,13 @@ def interpolation_matrix(
 
 def lattice_matrix(cells: int, resolution_px: int) -> Tensor:  # [2 cells + 1, R]
     """Return the interpolation to the corners, then the centres, of ``cells`` cells along one axis."""
+    return interpolation_matrix(lattice_coordinates(cells), resolution_px).float()
+
+
+def lattice_coordinates(cells: int) -> Tensor:  # [2 cells + 1] float64
+    """Return where the corners, then the centres, of ``cells`` cells lie along one axis."""
     corners = torch.arange(cells + 1, dtype=torch.float64) * 2 - cells
-    coordinates = torch.cat([corners, corners[:-1] + 1]) / cells
-    return interpolation_matrix(coordinates, resolution_px).float()
+    return torch.cat([corners, corners[:-1] + 1]) / cells
 
 
 def lattice_features(

@@ -5,7 +5,7 @@ The look-up of the texture sees positions without their gradient. So colours tea
 shape; the shape learns from the mask alone (Gao et al. 2022, the published training's behaviour).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,20 @@ from get3d_cluster.get3d import mapping, raster, tets
 from get3d_cluster.get3d.camera import clip_matrices
 from get3d_cluster.get3d.config import FieldsConfig, GeneratorConfig
 from get3d_cluster.get3d.extraction import Weigh, Weights
-from get3d_cluster.get3d.fields import Field, Palette, lattice_features, lattice_matrix, point_features
+from get3d_cluster.get3d.fields import (
+    Field,
+    Palette,
+    lattice_coordinates,
+    lattice_features,
+    lattice_matrix,
+    point_features,
+)
 from get3d_cluster.get3d.flexicubes import NUM_WEIGHTS, CubeGrid, cube_grid, squashed
 from get3d_cluster.get3d.mapping import Latents, Mapping
 from get3d_cluster.get3d.ops import ModulatedLinear
 from get3d_cluster.get3d.raster import Meshes, Surface
 from get3d_cluster.get3d.raster.antialias import blend
+from get3d_cluster.get3d.separate import TextureTrunk, VolumeField, corner_aligned, position_features
 from get3d_cluster.get3d.synthesis import Planes, Trunk
 from get3d_cluster.get3d.tets import TetGrid
 
@@ -69,12 +77,21 @@ class Generator(nn.Module):
         style, fields, features = config.latent_channels, config.fields, config.trunk.plane_channels
         self.mapping_geo = Mapping(style, config.mapping, len(config.classes))
         self.mapping_tex = Mapping(style, config.mapping, len(config.classes))
-        self.trunk = Trunk(config.trunk, style)
         widths = [features, *[fields.hidden_channels] * fields.num_hidden]
         demodulate = fields.demodulate_geometry
-        self.sdf_field = Field([*widths, 1], style, demodulate_output=demodulate)
-        self.deformation_field = Field([*widths, 3], style, demodulate_output=demodulate)
-        self.texture_field = Field([*widths, fields.texture_channels], style)
+        if config.kind == "separate":
+            volume = config.volume
+            self.texture_trunk = TextureTrunk(config.trunk, 2 * style)
+            self.sdf_volume = VolumeField(volume, volume.sdf_hidden, 1, style, demodulate=demodulate)
+            self.deformation_volume = VolumeField(
+                volume, volume.deformation_hidden, 3, style, demodulate=demodulate
+            )
+            self.texture_field = Field([*widths, fields.texture_channels], 2 * style)
+        else:
+            self.trunk = Trunk(config.trunk, style)
+            self.sdf_field = Field([*widths, 1], style, demodulate_output=demodulate)
+            self.deformation_field = Field([*widths, 3], style, demodulate_output=demodulate)
+            self.texture_field = Field([*widths, fields.texture_channels], style)
         self.colour = _colour_layer(fields, style)
         if config.grid.kind == "flexicubes":
             cube_widths = [8 * features, *widths[1:], NUM_WEIGHTS]
@@ -89,13 +106,18 @@ class Generator(nn.Module):
         with torch.device("cpu"):
             is_cubic = self.config.grid.kind == "flexicubes"
             grid = cube_grid(cells) if is_cubic else tets.bcc_grid(cells)
-            lattice = lattice_matrix(cells, self.config.trunk.resolution_px)
+            lattice = self._lattice(cells)
             lattice = lattice[: cells + 1] if is_cubic else lattice
         self._grid_centre = grid.centre
         self.register_buffer("lattice", lattice, persistent=False)
         self.register_buffer("grid_vertices", grid.vertices * scale, persistent=False)
         for name in ("edges", "boundary") if is_cubic else ("tets", "edges", "tet_edges", "boundary"):
             self.register_buffer(f"grid_{name}", getattr(grid, name), persistent=False)
+
+    def _lattice(self, cells: int) -> Tensor:  # [2 cells + 1, R]
+        if self.config.kind == "unified":
+            return lattice_matrix(cells, self.config.trunk.resolution_px)
+        return corner_aligned(lattice_coordinates(cells), self.config.volume.resolution).float()
 
     @property
     def grid(self) -> TetGrid | CubeGrid:
@@ -142,7 +164,8 @@ class Generator(nn.Module):
 
     def truncate(self, latents: Latents, psi: float) -> Latents:
         """Move styles towards their running means: all the way for psi 0, not at all for psi 1."""
-        return Latents(
+        return replace(
+            latents,
             geo=mapping.truncate(latents.geo, self.w_avg_geo, psi),
             tex=mapping.truncate(latents.tex, self.w_avg_tex, psi),
         )
@@ -161,6 +184,9 @@ class Generator(nn.Module):
 
     def planes(self, latents: Latents) -> Planes:
         """Compute the planes: most of the work, needed once for all views of a shape."""
+        if self.config.kind == "separate":
+            texture = self.texture_trunk(self._texture_styles(latents), latents.noise)
+            return Planes(geo=texture[..., :0], tex=texture)
         planes: Planes = self.trunk(latents)
         return planes.mirrored() if self.config.mirror_x else planes
 
@@ -192,15 +218,38 @@ class Generator(nn.Module):
         self, planes: Planes, latents: Latents
     ) -> tuple[Tensor, Tensor, Weigh | None]:  # [N, V], [N, V, 3]
         config, grid = self.config.fields, self.config.grid
-        features = lattice_features(planes.geo, self.lattice, grid.num_cells)
         ws = latents.geo[:, -(config.num_hidden + 1) :]
-        sdf = self.sdf_field.evaluate(features, self.sdf_field.matrices(ws))[:, :, 0] * config.sdf_gain
+        if self.config.kind == "separate":
+            features = planes.geo
+            raw_sdf, raw = self._volumes(latents)
+        else:
+            features = lattice_features(planes.geo, self.lattice, grid.num_cells)
+            raw_sdf = self.sdf_field.evaluate(features, self.sdf_field.matrices(ws))
+            raw = self.deformation_field.evaluate(features, self.deformation_field.matrices(ws))
+        sdf = raw_sdf[:, :, 0] * config.sdf_gain
         if config.sphere_gain:
             sdf = sdf + config.sphere_gain * (config.sphere_radius - self.grid_vertices.norm(dim=1))
-        raw = self.deformation_field.evaluate(features, self.deformation_field.matrices(ws))
         deformation = torch.tanh(raw) * (grid.max_deformation / grid.num_cells)
         deformation = deformation * self._directions() if self.config.mirror_x else deformation
         return sdf, deformation, self._weigh(features, ws) if grid.kind == "flexicubes" else None
+
+    def _volumes(self, latents: Latents) -> tuple[Tensor, Tensor]:  # [N, V, 1], [N, V, 3]
+        """Return what the two volumes say of the grid's vertices."""
+        cells, cut = self.config.grid.num_cells, self.config.num_ws_sdf
+        lattices = [self.lattice[: cells + 1], self.lattice[cells + 1 :]]
+        positions = position_features(self.grid_vertices * (2 / self.config.grid.scale))
+        sdf: Tensor = self.sdf_volume(latents.geo[:, :cut], lattices, positions)
+        raw: Tensor = self.deformation_volume(latents.geo[:, cut:], lattices, positions)
+        return sdf, raw
+
+    def _texture_styles(self, latents: Latents) -> Tensor:  # [N, num_ws_tex, S or 2 S]
+        """Return what modulates the texture: of separate trunks the geometry's style, too, its last slot repeated."""
+        if self.config.kind == "unified":
+            return latents.tex
+        count = latents.tex.shape[1]
+        missing = max(0, count - latents.geo.shape[1])
+        geo = torch.cat([latents.geo, latents.geo[:, -1:].expand(-1, missing, -1)], dim=1)
+        return torch.cat([latents.tex, geo[:, :count]], dim=2)
 
     def _weigh(
         self,
@@ -257,8 +306,8 @@ class Generator(nn.Module):
         self, planes: Planes, latents: Latents, sample_index: Tensor, points: Tensor
     ) -> Tensor:  # [P, 3]
         """Return how points differ from the background."""
-        ws = latents.tex[:, -(self.config.fields.num_hidden + 1) :]
-        field, colour = self.texture_field.matrices(ws), self.colour.matrices(ws[:, -1])
+        ws = self._texture_styles(latents)[:, -(self.config.fields.num_hidden + 1) :]
+        field, colour = self.texture_field.matrices(ws), self.colour.matrices(latents.tex[:, -1])
         places = (points.detach() * (2 / self.config.grid.scale)).clamp(-1, 1)
         tints = []
         for i, own in enumerate(places.split(_counts(sample_index, len(colour)))):

@@ -1,6 +1,6 @@
 """From latents, or embedded cameras, to style vectors; mixing and truncating styles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -20,6 +20,9 @@ class Latents:
 
     geo: Tensor  # [N, num_ws_geo, W]
     tex: Tensor  # [N, num_ws_tex, W]
+    noise: Tensor | None = (
+        None  # [N, config.num_noise] of separate trunks in training; none: the fixed images
+    )
 
 
 class Mapping(nn.Module):
@@ -90,7 +93,7 @@ def camera_features(cameras: Tensor) -> Tensor:  # [N, 2] azimuth, polar, radian
 
 def mix(a: Latents, b: Latents, cut_geo: int | None, cut_tex: int | None) -> Latents:
     """Take the slots below each cut from ``a`` and the others from ``b``; no cut: all from ``a``."""
-    return Latents(geo=_cross_over(a.geo, b.geo, cut_geo), tex=_cross_over(a.tex, b.tex, cut_tex))
+    return replace(a, geo=_cross_over(a.geo, b.geo, cut_geo), tex=_cross_over(a.tex, b.tex, cut_tex))
 
 
 def truncate(w: Tensor, w_avg: Tensor, psi: float) -> Tensor:  # [N, L, W], [W]

@@ -192,13 +192,15 @@ class ModulatedConv(nn.Module):
         self,
         x: Tensor,  # [N, I, H, W]
         w: Tensor,  # [N, S]
+        noise: Tensor | None = None,  # [N, 1, R, R] in place of the fixed image
     ) -> Tensor:  # [N, O, R, R]
         style = self.affine(w)
         scale = demodulation(self.weight.square().sum(dim=(2, 3)), style) * LRELU_GAIN
         y = self._convolve(x * style[:, :, None, None])
         bias = (self.bias * LRELU_GAIN)[:, None, None]
         if self.noise_strength is not None:
-            bias = bias + self.noise * (self.noise_strength * LRELU_GAIN)
+            image = self.noise if noise is None else noise
+            bias = bias + image * (self.noise_strength * LRELU_GAIN)
         return leaky_relu(torch.addcmul(bias, y, scale[:, :, None, None]), self.clamp)
 
     def _convolve(self, x: Tensor) -> Tensor:

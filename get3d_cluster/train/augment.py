@@ -5,8 +5,8 @@ how sure it is of the real ones. Source: Karras et al. 2020 (StyleGAN2-ADA), sec
 
 The discriminator also gets the camera, so an image must stay one that this camera could nearly have taken: small
 shifts, turns, zooms and stretches remain. Mirroring and quarter turns of the paper are left out: a mirrored image shows
-another azimuth, a turned one a camera that no shape is seen from. Every way leaves an image alone with probability 1 - p, and
-none maps two distributions of images to one: what a generator learns is not the augmented images.
+another azimuth, a turned one a camera that no shape is seen from. Every way leaves an image alone with probability
+1 - p, and none maps two distributions of images to one: what a generator learns is not the augmented images.
 Letters: N images, C channels, H and W pixels.
 """
 

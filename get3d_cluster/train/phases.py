@@ -48,6 +48,7 @@ class Streams:
     cut: Phase
     camera: Phase
     label: Phase
+    noise: Phase
 
 
 GENERATOR_STREAMS = Streams(
@@ -58,6 +59,7 @@ GENERATOR_STREAMS = Streams(
     cut=Phase.MIX_CUTOFF,
     camera=Phase.CAMERA,
     label=Phase.CLASS,
+    noise=Phase.NOISE,
 )
 DISCRIMINATOR_STREAMS = Streams(
     geo=Phase.D_LATENT_GEO,
@@ -67,6 +69,7 @@ DISCRIMINATOR_STREAMS = Streams(
     cut=Phase.D_MIX_CUTOFF,
     camera=Phase.D_CAMERA,
     label=Phase.D_CLASS,
+    noise=Phase.D_NOISE,
 )
 
 
@@ -125,6 +128,9 @@ def generate(
     classes = draw_classes(shard.seed, shard.step, streams.label, samples, labels)
     first = generator.map(*_latents(generator, shard, samples, streams.geo, streams.tex), classes)
     mixed = _mixed(generator, config.loss.mixing_probability, shard, samples, streams, first, classes)
+    if generator.config.num_noise:
+        count = generator.config.num_noise
+        mixed = replace(mixed, noise=random.normals(shard.seed, shard.step, streams.noise, samples, count))
     cameras = draw_cameras(shard.seed, shard.step, streams.camera, samples, config.data.elevation_range_deg)
     rendered = generator.render(mixed, cameras)
     return Fakes(

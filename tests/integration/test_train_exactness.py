@@ -99,3 +99,21 @@ def test_augmentation_and_classes_are_as_exact_on_one_two_and_four_workers(tmp_p
         for line in train(folder, data, world, steps, *OPTIONS)
     ]
     assert moved == alone
+
+
+SEPARATE = (
+    "generator.kind=separate", "generator.volume.resolution=8", "generator.volume.channel_base=64",
+    "generator.volume.hidden_channels=8",
+)  # fmt: skip
+FLEXICUBES = ("generator.grid.kind=flexicubes",)
+
+
+@pytest.mark.parametrize("overrides", [SEPARATE, FLEXICUBES], ids=["separate", "flexicubes"])
+def test_other_generators_are_as_exact(tmp_path: Path, data: Path, overrides: tuple[str, ...]) -> None:
+    """Two steps on two workers, two on one, against one worker throughout."""
+    alone = train(tmp_path / "alone", data, 1, 4, *overrides)
+    folder = tmp_path / "moved"
+    moved = [
+        line for world, steps in ((2, 2), (1, 2)) for line in train(folder, data, world, steps, *overrides)
+    ]
+    assert moved == alone

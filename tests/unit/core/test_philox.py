@@ -77,4 +77,6 @@ def test_phase_values_are_frozen() -> None:
         "D_AUGMENT": 46,
         "AUGMENT_REAL": 47,
         "AUGMENT_R1": 48,
+        "NOISE": 49,
+        "D_NOISE": 50,
     }
