@@ -32,12 +32,14 @@ test: setup ## the tests that this machine can run; on a SLURM of their own wher
 test-all: setup ## the long ones, too
 	@$(call tests_with_packages,not gpu and not bench,--timeout 3600)
 
+# Unit tests on all cores, then those of real processes one after another.
 # Installs SLURM and OpenGL as root on Debian or Ubuntu; where it cannot, says so before and after the tests.
 define tests_with_packages
 { why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; no_gl=$$(sh docker/mesa.sh 2>&1 >&3) && no_gl=; } 3>&1; \
 loudly() { test -z "$$why" || echo "SLURM tests are skipped: $$why" >&2; \
 test -z "$$no_gl" || echo "tests against OpenGL are skipped: $$no_gl" >&2; }; loudly; \
-$(PY) -m pytest -m "$(1)" $(2); rc=$$?; loudly; exit $$rc
+OMP_NUM_THREADS=1 $(PY) -m pytest -m "$(1)" $(2) -n auto --maxprocesses 8 --dist loadfile tests/unit; units=$$?; \
+$(PY) -m pytest -m "$(1)" $(2) --ignore tests/unit tests; rc=$$?; loudly; test $$units = 0 || exit $$units; exit $$rc
 endef
 
 bench: setup ## measurements that have to stay within limits, on a machine that does nothing else
