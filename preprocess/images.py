@@ -407,7 +407,7 @@ class Tree:
             rotation, elevation = (
                 np.load(self._cameras(item) / f"{name}.npy") for name in ("rotation", "elevation")
             )
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return [], []
         return rotation.tolist(), elevation.tolist()
 

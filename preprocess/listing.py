@@ -158,7 +158,8 @@ def _may_be_model(entry: os.DirEntry[str]) -> bool:
         return False
     if _is_model_name(entry.name) or entry.is_dir(follow_symlinks=False):
         return True
-    return entry.is_symlink() and not Path(entry.path).is_file()  # to a folder, or broken
+    # To a folder, or broken. Path.is_file raises where a link leads to a place that must not be looked at.
+    return entry.is_symlink() and not os.path.isfile(entry.path)  # noqa: PTH113
 
 
 def _only_model_file(folder: Path) -> tuple[str, str]:
@@ -167,7 +168,7 @@ def _only_model_file(folder: Path) -> tuple[str, str]:
         names = sorted(name for name in os.listdir(folder) if _is_model_name(name))  # noqa: PTH208
     except OSError as error:
         return "", f"cannot be read: {error.strerror or error}"
-    files = [name for name in names if (folder / name).is_file()]
+    files = [name for name in names if os.path.isfile(folder / name)]  # noqa: PTH113  raises for no link
     if len(files) == 1:
         return files[0], ""
     if files:

@@ -80,7 +80,7 @@ def _of_lines(path: Path, text: str, splits: Sequence[str]) -> set[str]:
 
 
 def _of_table(path: Path, text: str, splits: Sequence[str]) -> set[str]:
-    rows = list(csv.DictReader(text.splitlines()))
+    rows = list(csv.DictReader(text.splitlines(), restval=""))
     missing = [column for column in COLUMNS if not rows or column not in rows[0]]
     if missing:
         raise UsageError(

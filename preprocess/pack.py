@@ -28,6 +28,7 @@ from get3d_cluster.data.format import (
     Sample,
     Shard,
     digest_of,
+    fits_into_shard,
     index_bytes,
     read_index,
     shard_name,
@@ -213,6 +214,11 @@ def _found(images: Path, synsets: Sequence[str]) -> list[Model]:
 
 
 def _model(images: Path, synset: str, model: str) -> Model:
+    if not fits_into_shard(f"{synset}/{model}"):
+        raise UsageError(
+            f"{images / 'img' / synset / model}: its name is too long for a tar file, or not UTF-8",
+            "rename that folder, and the one below camera/",
+        )
     folder, cameras = images / "img" / synset / model, images / "camera" / synset / model
     rotation, elevation = (_angles(cameras / f"{name}.npy") for name in ("rotation", "elevation"))
     if len(rotation) != len(elevation):

@@ -18,7 +18,7 @@ from preprocess.images import Tree, cameras_of, key, sampling_of, seed_of, worke
 from preprocess.passes import depth_words, encode_words, normal_words, read_exr
 from preprocess.quality import Gates, Pixels, decode, defect_of, encode, without_hidden_colour
 from preprocess.shapenet import LeftOut, ModelFile, look_again
-from preprocess.sources import Source, first_bad_face, look_into
+from preprocess.sources import Source, first_bad_face, look_into, printable
 
 NUM_RETRIES = 2
 MODELS_PER_PROCESS = 300
@@ -109,7 +109,7 @@ class Renderer:
             longest_side=image.longest_side,
             center=image.center,
         )
-        missing = sorted({*source.missing, *reply["missing_textures"]})
+        missing = sorted({*source.missing, *map(printable, reply["missing_textures"])})
         self._judge(path, source, reply["faces"], missing)
         self._loaded, self._tris = key(item), reply["tris"]
         found = {"missing": missing, "warnings": source.warnings, "on": self._on}
@@ -205,6 +205,7 @@ class Renderer:
         return self._give_up(item, failure.reason, str(failure))
 
     def _give_up(self, item: ModelFile, reason: str, message: str) -> Ended:
+        message = printable(message)
         self.last = {"reason": reason, "message": message}
         self.tree.quarantine(
             item,

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from get3d_cluster.data.format import fits_into_shard
 from get3d_cluster.errors import UsageError
 from preprocess.listing import Listings, Look, looked_at
 from preprocess.lists import Wanted
+from preprocess.sources import printable
 
 OBJAVERSE = "glbs"
 LONGEST_NAME = 240
@@ -179,15 +181,12 @@ def _name_fault(synset: str, model: str) -> str:
         written = quote(f"{synset}/{model}", safe="", errors="strict")
     except UnicodeEncodeError:
         return "its name is not UTF-8: rename it"
-    return "its name is too long: rename it" if len(written) > LONGEST_NAME else ""
+    is_short = len(written) <= LONGEST_NAME and fits_into_shard(f"{synset}/{model}")
+    return "" if is_short else "its name is too long: rename it"
 
 
 def _left_out(synset: str, model: str, why: str) -> LeftOut:
-    return LeftOut(synset=_printable(synset), model=_printable(model), why=why)
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
+    return LeftOut(synset=printable(synset), model=printable(model), why=printable(why))
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ looked for here. Reads the file whole, which warms the cache for Blender; never 
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def look_into(path: Path) -> Source:
     return kinds.get(path.suffix.lower(), _look_into_obj)(path, data)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` as UTF-8 can hold it: names of files may be bytes of any kind."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def first_bad_face(data: bytes) -> str:
     """Return the first face of an OBJ file that is none, with its line number; empty if all are well formed."""
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -89,8 +95,8 @@ def _look_into_obj(path: Path, data: bytes) -> Source:
 def _missing_libraries(path: Path, data: bytes) -> Iterator[str]:
     for match in _LIBRARY.finditer(data):
         name = match[1].decode(errors="surrogateescape")
-        if not (path.parent / name).is_file():
-            yield name.encode(errors="replace").decode()
+        if not _is_beside(path, name):
+            yield printable(name)
 
 
 def _look_into_glb(path: Path, data: bytes) -> Source:
@@ -110,21 +116,20 @@ def _look_into_gltf(path: Path, data: bytes) -> Source:
 def _look_into_scene(path: Path, data: bytes) -> Source:
     try:
         scene = json.loads(data)
-        meshes = scene.get("meshes", [])
-    except (ValueError, AttributeError):
+        has_meshes = bool(scene.get("meshes"))
+        buffers, images = (_files_of(scene.get(kind, [])) for kind in ("buffers", "images"))
+    except (ValueError, TypeError, AttributeError, RecursionError):  # JSON, but nested or filled otherwise
         return _faulty("not-a-model", f"{path.name} holds no scene that glTF describes")
-    if not meshes:
+    if not has_meshes:
         return _faulty("no-geometry", f"{path.name} holds no mesh")
-    gone = [name for name in _files_of(scene) if not (path.parent / name).is_file()]
-    buffers = {unquote(str(each.get("uri", ""))) for each in scene.get("buffers", [])}
-    lost = [name for name in gone if name in buffers]
+    lost = next((name for name in buffers if not _is_beside(path, name)), "")
     if lost:
-        return _faulty("truncated", f"{lost[0]}, which holds the mesh of {path.name}, is missing")
-    return Source(missing=tuple(gone))
+        return _faulty("truncated", f"{printable(lost)}, which holds the mesh of {path.name}, is missing")
+    return Source(missing=tuple(printable(name) for name in images if not _is_beside(path, name)))
 
 
-def _files_of(scene: dict[str, Any]) -> list[str]:
-    named = [each.get("uri", "") for kind in ("buffers", "images") for each in scene.get(kind, [])]
+def _files_of(entries: list[dict[str, Any]]) -> list[str]:
+    named = [each.get("uri", "") for each in entries]
     return [unquote(uri) for uri in named if uri and not uri.startswith("data:")]
 
 
@@ -132,11 +137,16 @@ def _look_into_ply(path: Path, data: bytes) -> Source:
     head, end, _ = data.partition(b"end_header")
     if not data.startswith(b"ply") or not end:
         return _faulty("not-a-model", f"{path.name} does not begin like a PLY file")
-    found = re.search(rb"^element face (\d+)", head, re.M)
+    found = re.search(rb"^element face (\d{1,18})\s", head, re.M)
     faces = int(found[1]) if found else 0
     if not faces:
         return _faulty("no-geometry", f"{path.name} holds no faces, only points")
     return Source(num_faces=faces)
+
+
+def _is_beside(path: Path, name: str) -> bool:
+    """Tell whether a model names a file that is there; a name that no file can have is not."""
+    return os.path.isfile(path.parent / name)  # noqa: PTH113  Path.is_file raises where a name is too long
 
 
 def _count(data: bytes, key: bytes) -> int:

@@ -58,7 +58,8 @@ def sum_up(tree: Tree, items: Sequence[ModelFile]) -> None:
     sheet = _sheet(tree, finished)
     if sheet is not None:
         tree.write(SHEET, sheet)
-    tree.write(PAGE, _page(tree, finished, verdicts, has_sheet=sheet is not None).encode())
+    page = _page(tree, finished, verdicts, has_sheet=sheet is not None)
+    tree.write(PAGE, page.encode(errors="backslashreplace"))  # names of folders may be bytes of any kind
 
 
 def _page(tree: Tree, finished: Sequence[ModelFile], verdicts: Sequence[Settings], *, has_sheet: bool) -> str:

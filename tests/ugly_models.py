@@ -148,6 +148,14 @@ UGLY: dict[str, tuple[Callable[[Path], None], Ending]] = {
         ("missing-texture", "lack.png, named by"),
     ),
     "latin-names": (latin_names, ("", "")),
+    "latin-texture-gone": (
+        lambda folder: good(folder, mtl=MTL.format("caf\xe9.png").encode("latin-1")),
+        ("missing-texture", "caf\\udce9.png, named by"),
+    ),
+    "endless-library": (
+        text(box(library="x" * 300)),
+        ("missing-material", "named by model.obj, cannot be read"),
+    ),
     "nan-vertex": (
         text(box().replace("v 0.2 0.15 0.4", "v nan 0.15 0.4")),
         ("bad-vertices", "model.obj has the coordinate nan in line 9"),

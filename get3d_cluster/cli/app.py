@@ -3,6 +3,7 @@
 # ruff: noqa: FBT002, PLR0913, PLR0917  Typer makes the options of a verb from its parameters
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -254,8 +255,8 @@ def init_dataset(
     write_atomic(out, text)
     say(f"wrote {out}; look through it, then:")
     if not found.is_packed:
-        say(f"  python launch.py run pack images={images} out={data}")
-    say(f"  python launch.py submit train --config {out} --name {out.stem}")
+        say(f"  python launch.py run pack images={shlex.quote(str(images))} out={shlex.quote(str(data))}")
+    say(f"  python launch.py submit train --config {shlex.quote(str(out))} --name {shlex.quote(out.stem)}")
     if found.troubles:
         raise UsageError(
             f"{len(found.troubles)} things are wrong with {images}, see above", "mend them before packing"

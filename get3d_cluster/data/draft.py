@@ -5,6 +5,7 @@ packed dataset. Torch-free.
 """
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,7 +103,7 @@ def draft(found: Survey, images: Path, packed: Path) -> str:
             f"# First draft for {images}: {found.num_models:,} models, {found.num_images:,} images.",
             "# All keys and what they mean: python launch.py config train",
             "data:",
-            f"  path: {packed}",
+            f"  path: {json.dumps(str(packed))}",  # in quotes: YAML reads some characters otherwise
             "  # 64 px: coverage keeps thin parts; larger: upstream's binary masks",
             f"  mask: {'coverage' if size == LEAST_PX else 'binary'}",
             "  # where the cameras of these images stand, in degrees above the horizon",
@@ -191,21 +192,37 @@ def _layout(folder: Path) -> str:
 
 def _views(folder: Path, model: str) -> tuple[list[Path], list[float], str]:
     """Return images and elevations of a model, and what is wrong with it."""
-    images = sorted(path for path in (folder / "img" / model).iterdir() if path.suffix == ".png")
+    files = sorted((folder / "img" / model).iterdir())
+    images = [path for path in files if path.suffix == ".png"]
     if not images:
         return [], [], "no .png files"
-    file = folder / "camera" / model / "elevation.npy"
+    elevations, trouble = _angles(folder, f"camera/{model}/elevation.npy", len(images))
+    if not trouble:
+        _, trouble = _angles(folder, f"camera/{model}/rotation.npy", len(images))
+    if not trouble:
+        trouble = _misnamed(files, len(images))
+    return images, elevations, trouble
+
+
+def _angles(folder: Path, name: str, count: int) -> tuple[list[float], str]:
+    """Return the angles of a model's cameras, and what is wrong with them."""
     try:
-        angles = np.asarray(np.load(file), dtype=np.float64).ravel()
+        angles = np.asarray(np.load(folder / name), dtype=np.float64)
     except FileNotFoundError:
-        return images, [], f"camera/{model}/elevation.npy is missing"
-    except (OSError, ValueError) as error:
-        return images, [], f"camera/{model}/elevation.npy cannot be read: {error}"
-    if len(angles) != len(images):
-        return images, angles.tolist(), f"{len(images)} images, but {len(angles)} cameras"
+        return [], f"{name} is missing"
+    except (OSError, ValueError, EOFError) as error:
+        return [], f"{name} cannot be read: {error}"
+    if angles.ndim != 1:
+        return [], f"{name} must hold one number a view: its shape is {angles.shape}"
     if not np.isfinite(angles).all():
-        return images, [], f"camera/{model}/elevation.npy holds numbers that are not finite"
-    return images, angles.tolist(), ""
+        return [], f"{name} holds numbers that are not finite"
+    return angles.tolist(), f"{count} images, but {len(angles)} cameras" if len(angles) != count else ""
+
+
+def _misnamed(files: Sequence[Path], count: int) -> str:
+    """Say which file keeps a model from being packed; empty if none does."""
+    strange = min({path.name for path in files} - {f"{view:03d}.png" for view in range(count)}, default="")
+    return f"{strange} is in its folder, which must hold 000.png, 001.png and so on alone" if strange else ""
 
 
 def _looked_at(files: Sequence[Path]) -> tuple[set[int], list[str]]:

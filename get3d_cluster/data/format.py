@@ -28,6 +28,7 @@ REPAIR = "packing again mends it: python launch.py run pack images=<rendered fol
 FIND_ALL = "python launch.py run check data=<this folder> lists all that is wrong"
 PACK_AGAIN = "pack it with: python launch.py run pack images=<rendered folder> out=<this folder>"
 
+LONGEST_FOLDER_BYTES = 155
 _SAMPLES, _END = b'"samples": [\n', b"\n]}\n"
 _CHUNK_BYTES, _CHUNK_ROWS = 2**20, 10_000
 
@@ -84,6 +85,14 @@ def digest_of(data: bytes | memoryview) -> str:
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{number:05d}.tar"
+
+
+def fits_into_shard(model: str) -> bool:
+    """Tell whether a shard can hold the images of <synset>/<model>. Source: POSIX ustar, the field ``prefix``."""
+    try:
+        return len(model.encode()) <= LONGEST_FOLDER_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def write_shard(members: Iterable[Member]) -> tuple[bytes, list[tuple[int, int]]]:

@@ -84,6 +84,32 @@ def test_what_is_wrong_with_images_is_named(tmp_path: Path) -> None:
         assert trouble in said
 
 
+def test_what_the_job_pack_would_refuse_is_named_before(tmp_path: Path) -> None:
+    folder = rendered(tmp_path / "images", models=5)
+    models, cameras = (folder / kind / "02958343" for kind in ("img", "camera"))
+    (cameras / "m0" / "rotation.npy").unlink()
+    (cameras / "m1" / "elevation.npy").write_bytes(b"")
+    np.save(cameras / "m2" / "elevation.npy", np.zeros((2, 1)))
+    (models / "m3" / "001.png").rename(models / "m3" / "view1.png")
+    (models / "m4" / "Thumbs.db").touch()
+    assert [trouble.partition(": ")[::2] for trouble in survey(folder).troubles] == [
+        ("02958343/m0", "camera/02958343/m0/rotation.npy is missing"),
+        ("02958343/m1", "camera/02958343/m1/elevation.npy cannot be read: No data left in file"),
+        (
+            "02958343/m2",
+            "camera/02958343/m2/elevation.npy must hold one number a view: its shape is (2, 1)",
+        ),
+        ("02958343/m3", "view1.png is in its folder, which must hold 000.png, 001.png and so on alone"),
+        ("02958343/m4", "Thumbs.db is in its folder, which must hold 000.png, 001.png and so on alone"),
+    ]
+
+
+def test_a_draft_names_folders_with_any_characters(tmp_path: Path) -> None:
+    packed = tmp_path / 'my "cars": v2 #3'
+    found = survey(rendered(tmp_path / "images"))
+    assert trained_on(draft(found, tmp_path, packed), tmp_path).data.path == str(packed)
+
+
 def test_a_folder_of_another_layout_is_told_apart(tmp_path: Path) -> None:
     rendered(tmp_path / "images")
     with pytest.raises(UsageError, match="it holds 02958343") as error:

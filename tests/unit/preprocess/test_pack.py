@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from get3d_cluster.data.format import INDEX_NAME, PackedImages
+from get3d_cluster.data.format import INDEX_NAME, PackedImages, read_index
 from get3d_cluster.errors import UsageError
 from jobs import pack as job
 from jobs import shapes as shapes_job
@@ -221,6 +221,21 @@ def test_bad_input_stops_packing_and_names_the_path(rendered: Path, tmp_path: Pa
     assert str(path) in caught.value.what
     assert caught.value.way_out
     assert not (tmp_path / "out" / INDEX_NAME).exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 147, "caf\udce9"])
+def test_a_name_that_no_tar_file_can_hold_is_refused(rendered: Path, tmp_path: Path, name: str) -> None:
+    for part in ("img", "camera"):
+        (rendered / part / "02958343" / "0c").rename(rendered / part / "02958343" / name)
+    with pytest.raises(UsageError, match="too long for a tar file, or not UTF-8"):
+        run(work_of(rendered, tmp_path / "out"))
+
+
+def test_the_longest_name_that_a_tar_file_can_hold_is_packed(rendered: Path, tmp_path: Path) -> None:
+    for part in ("img", "camera"):
+        (rendered / part / "02958343" / "0c").rename(rendered / part / "02958343" / ("x" * 146))
+    run(work_of(rendered, tmp_path / "out"))
+    assert {sample.key for sample in read_index(tmp_path / "out").samples} >= {f"02958343/{'x' * 146}/000"}
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

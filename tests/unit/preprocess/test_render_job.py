@@ -411,6 +411,20 @@ def test_a_file_at_fault_is_told_before_blender_is_asked(tmp_path: Path, fake: P
     assert json.loads((grey.out / "camera/02958343/a/object.json").read_text())["missing"] == ["gone.mtl"]
 
 
+def test_a_name_of_any_bytes_in_a_model_s_file_ends_no_job(tmp_path: Path, fake: Path) -> None:
+    job = config(tmp_path, fake, ["good"])
+    scene = {"meshes": [{}], "buffers": [{"uri": "caf\udce9.bin"}]}
+    (tmp_path / "models" / "02958343" / "bad.gltf").write_text(json.dumps(scene))
+    folder = tmp_path / "models" / "02958343" / "worse"
+    folder.mkdir()
+    (folder / "caf\udce9.obj").write_text("no model")
+    assert rendered(tmp_path, job).work.is_done()
+    assert quarantined(job.out) == {"bad": "truncated", "worse": "not-a-model"}
+    page = (job.out / "summary.html").read_text()
+    assert "caf\\udce9.bin, which holds the mesh of bad.gltf, is missing" in page
+    assert "caf\\udce9.obj has no line with a vertex" in page
+
+
 def test_the_summary_tells_what_became_of_each_model(tmp_path: Path, fake: Path) -> None:
     job = config(tmp_path, fake, ["a<b>", "blank", "c"])
     done = rendered(tmp_path, job)

@@ -116,9 +116,24 @@ def test_links_are_followed_outwards_and_not_in_circles_or_twice(tmp_path: Path)
     assert names(find_models(root, ["autos"])) == ["autos/a", "autos/outside"]
 
 
+def test_a_link_that_cannot_be_followed_hides_nothing_else(tmp_path: Path) -> None:
+    add(tmp_path, "cars/a.obj")
+    add(tmp_path, "cars/b/model.obj")
+    (tmp_path / "cars" / "c").symlink_to("x" * 300)
+    (tmp_path / "cars" / "d").mkdir()
+    (tmp_path / "cars" / "d" / "any.obj").symlink_to("x" * 300)
+    found = find_models(tmp_path)
+    assert names(found) == ["cars/a", "cars/b"]
+    assert reasons(found) == {
+        "cars/c": "is a link that leads nowhere",
+        "cars/d": "its any.obj is no file, or a link that leads nowhere",
+    }
+
+
 def test_names_that_no_folder_of_images_can_have_are_left_out(tmp_path: Path) -> None:
     add(tmp_path, 'cars/it\'s "a" car; 50% off/model.obj')
     add(tmp_path, f"cars/{'x' * 250}/model.obj")
+    add(tmp_path, f"cars/{'y' * 151}/model.obj")  # too long for a tar file by one byte
     bad = os.fsencode(tmp_path / "cars") + b"/caf\xe9"
     Path(os.fsdecode(bad)).mkdir()
     (Path(os.fsdecode(bad)) / "model.obj").write_text("v 0 0 0\n")
@@ -126,7 +141,8 @@ def test_names_that_no_folder_of_images_can_have_are_left_out(tmp_path: Path) ->
     assert names(found) == ['cars/it\'s "a" car; 50% off']
     why = reasons(found)
     assert why["cars/caf\\udce9"] == "its name is not UTF-8: rename it"
-    assert why[f"cars/{'x' * 250}"] == "its name is too long: rename it"
+    for name in ("x" * 250, "y" * 151):
+        assert why[f"cars/{name}"] == "its name is too long: rename it"
 
 
 def test_lists_choose_models_by_id_or_by_category_and_id(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.sources import first_bad_face, look_into
+from preprocess.sources import HEAD_BYTES, first_bad_face, look_into
 
 GOOD = b"# a triangle\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
 
@@ -55,7 +55,15 @@ def test_good_files_pass_whatever_their_names_sound_like(tmp_path: Path) -> None
 def test_missing_material_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.mtl").touch()
     source = looked(tmp_path, b"mtllib a.mtl\nmtllib b.mtl\nmtllib caf\xe9.mtl\n" + GOOD)
-    assert source.missing == ("a.mtl", "caf?.mtl")
+    assert source.missing == ("a.mtl", "caf\\udce9.mtl")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"])
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path, name: str) -> None:
+    far_in = GOOD + b" " * HEAD_BYTES
+    assert looked(tmp_path, far_in + f"\nmtllib {name}\n".encode()).missing == (name,)
+    scene = json.dumps({"meshes": [{}], "images": [{"uri": name}]}).encode()
+    assert looked(tmp_path, scene, "a.gltf").missing == (name,)
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
@@ -75,6 +83,13 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         (b'{"meshes": [{}], "buffers": [{"uri": "gone.bin"}]}', "a.gltf", "truncated"),
         (b'{"meshes": [{}], "buffers": [{"uri": "data:,"}]}', "a.gltf", ""),
         (b"[]", "a.gltf", "not-a-model"),
+        (b"[" * 200_000, "a.gltf", "not-a-model"),
+        (b'{"meshes": null}', "a.gltf", "no-geometry"),
+        (b'{"meshes": [{}], "buffers": null}', "a.gltf", "not-a-model"),
+        (b'{"meshes": [{}], "buffers": [1]}', "a.gltf", "not-a-model"),
+        (b'{"meshes": [{}], "images": {"uri": 5}}', "a.gltf", "not-a-model"),
+        (b'{"meshes": [{}], "images": [{"uri": ["x"]}]}', "a.gltf", "not-a-model"),
+        (b"ply\nelement face " + b"9" * 5000 + b"\nend_header\n", "a.ply", "no-geometry"),
         (b"ply\nformat ascii 1.0\nelement vertex 3\nelement face 1\nend_header\n", "a.ply", ""),
         (b"ply\nformat ascii 1.0\nelement vertex 3\nend_header\n", "a.ply", "no-geometry"),
         (b"ply\nformat", "a.ply", "not-a-model"),
