@@ -253,8 +253,7 @@ class _StepLoop:
             self._work.step()
             self._active_s += time.monotonic() - start
             position = self._work.position()
-            ballot, group = self._session.ballot, self._session.group
-            stop, save, fenced, *flags = ballot.take() or group.any(self._flags())
+            stop, save, fenced, *flags = self._agreed()
         self._pulse.beat("step", position.step)
         if fenced:
             raise FencedError(
@@ -270,6 +269,11 @@ class _StepLoop:
                 self._begin_local_save(position)
         self._progress.show(position, self._active_s)
         return stop and not self._work.is_done()
+
+    def _agreed(self) -> list[bool]:
+        """Return what any worker has to tell all. A worker alone hears itself at once, whatever it counted before."""
+        counted, group = self._session.ballot.take(), self._session.group
+        return counted if counted is not None and group.world_size > 1 else group.any(self._flags())
 
     def _prepare(self) -> None:
         """Get ready for saves once the first step has filled the optimizers."""
