@@ -108,7 +108,7 @@ class CheckWork:
         if found:
             raise DifferenceError(
                 f"{self._config.data}: of {len(self._index.samples):,} images {summary(found)}",
-                f"all are listed in {listed}; packing again mends what is damaged or missing",
+                f"all are listed in {listed}; packing again under a new --name mends what is damaged or missing",
             )
 
     def _rendered(self) -> Sequence[str]:

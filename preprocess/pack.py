@@ -41,7 +41,11 @@ from preprocess.summary import PAGE, SHEET
 
 PARTS = "parts"
 PLAN_NAME = "plan.txt"
-RENDER_AGAIN = "render it again with: python launch.py run render models=<models> out=<this folder>"
+RENDER_AGAIN = (
+    "delete the model's folder below img/, then render it again, as a run of a new name: "
+    "python launch.py run render --name again models=<models> out=<this folder>"
+)
+"""The job render looks whether images are there, not whether they are whole; a run that is done is not begun again."""
 TIFF_FROM_PX = 256
 """Size from which images are stored as TIFF, unless told otherwise."""
 
@@ -229,11 +233,14 @@ def _model(images: Path, synset: str, model: str) -> Model:
     names = [f"{view:03d}.png" for view in range(len(rotation))]
     wrong = sorted(set(names) ^ set(sizes))
     if wrong or not names:
-        problem = "is missing" if wrong and wrong[0] in names else "has no camera"
-        raise UsageError(
-            f"{folder / wrong[0] if wrong else folder} {problem}: {cameras} lists {len(names)} views",
-            RENDER_AGAIN,
+        is_missing = bool(wrong) and wrong[0] in names
+        problem, way_out = (
+            ("is missing", RENDER_AGAIN)
+            if is_missing
+            else ("has no camera", "take it away, or add its angles there")
         )
+        what = f"{folder / wrong[0] if wrong else folder} {problem}: {cameras} lists {len(names)} views"
+        raise UsageError(what, way_out)
     views = tuple(
         View(path=folder / name, size=sizes[name], rotation_deg=float(r), elevation_deg=float(e))
         for name, r, e in zip(names, rotation, elevation, strict=True)

@@ -24,7 +24,10 @@ from get3d_cluster.errors import Get3dError, UsageError
 
 FORMAT = 1
 INDEX_NAME = "index.json"
-REPAIR = "packing again mends it: python launch.py run pack images=<rendered folder> out=<this folder>"
+REPAIR = (
+    "packing again, as a run of a new name, mends it: "
+    "python launch.py run pack --name again images=<rendered folder> out=<this folder>"
+)
 FIND_ALL = "python launch.py run check data=<this folder> lists all that is wrong"
 PACK_AGAIN = "pack it with: python launch.py run pack images=<rendered folder> out=<this folder>"
 
@@ -142,7 +145,7 @@ def read_index(location: Location) -> Index:
     try:
         index = _parsed(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", f"delete it, then {PACK_AGAIN}") from error
+        raise UsageError(f"{path} cannot be read: {error}", f"delete it; {REPAIR}") from error
     if not index.samples:
         raise UsageError(f"{path} holds no samples", PACK_AGAIN)
     return index

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from jobs import render
 from preprocess import blender as blender_module
 from preprocess.blender import Blender, missing_package_error
 from preprocess.images import ImageConfig, Tree, digest_of, sampling_of, seed_of
+from preprocess.pack import planned
 from preprocess.quality import Gates
 from preprocess.scratch import remove_abandoned
 from preprocess.shapenet import ModelFile
@@ -241,6 +243,23 @@ def test_a_lost_image_is_rendered_again_to_the_same_bytes(tmp_path: Path, fake: 
     rendered(tmp_path, job)
     assert lost.read_bytes() == before
     assert published(job.out) == {"a": NAMES}
+
+
+def test_a_model_whose_folder_was_deleted_is_rendered_again_with_its_cameras(
+    tmp_path: Path, fake: Path
+) -> None:
+    job = config(tmp_path, fake, ["a", "b"])
+    rendered(tmp_path, job)
+    images, cameras = (job.out / part / "02958343" / "a" for part in ("img", "camera"))
+    before = {path: path.read_bytes() for folder in (images, cameras) for path in folder.iterdir()}
+    (cameras / "rotation.npy").write_bytes(b"")
+    (images / "001.png").write_bytes(b"")
+    with pytest.raises(UsageError) as caught:
+        planned(job.out, 1)
+    assert "delete the model's folder below img/" in caught.value.way_out
+    shutil.rmtree(images)
+    rendered(tmp_path, job)
+    assert {path: path.read_bytes() for folder in (images, cameras) for path in folder.iterdir()} == before
 
 
 def test_a_damaged_staged_view_is_rendered_again(tmp_path: Path, fake: Path) -> None:
