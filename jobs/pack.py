@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from get3d_cluster.core.job import Position, Resources
+from get3d_cluster.errors import StorageError
 from get3d_cluster.runtime.session import ItemWork, Session
 
 if TYPE_CHECKING:
@@ -82,11 +83,21 @@ class PackWork:
         if self._left:
             number = self._left[0]
             if not pack.is_packed(self._out, self._plan, number, check_digest=True):
-                pack.pack_shard(self._out, self._plan, number)
+                self._pack(number)
             del self._left[0]
         if not self._left and not pack.is_finished(self._out, self._plan):
             index = pack.write_index(self._out, self._plan)
             self._session.events.write("packed", images=len(index.samples), fingerprint=index.fingerprint)
+
+    def _pack(self, number: int) -> None:
+        """Pack a shard, unless another worker does so first: who writes the index then clears away what we write."""
+        from preprocess import pack
+
+        try:
+            pack.pack_shard(self._out, self._plan, number)
+        except StorageError:
+            if not pack.is_packed(self._out, self._plan, number):
+                raise
 
     def close(self) -> None:
         """Nothing is held between steps."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from get3d_cluster.data.format import INDEX_NAME, PackedImages, read_index
 from get3d_cluster.errors import UsageError
+from get3d_cluster.storage import local
 from jobs import pack as job
 from jobs import shapes as shapes_job
 from preprocess import pack
@@ -100,6 +101,24 @@ def test_one_worker_finishes_what_a_lost_one_left(rendered: Path, tmp_path: Path
     run(work_of(rendered, tmp_path / "out", 0, 2))
     run(work_of(rendered, tmp_path / "alone"))
     assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("one_model_a_shard")
+def test_a_worker_that_is_overtaken_while_it_writes_a_shard_goes_on(
+    rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = work_of(rendered, tmp_path / "out")
+    fast, write = work_of(rendered, tmp_path / "out", 1, 2), local.write_durably
+
+    def overtaken(path: Path, parts) -> None:
+        write(path, parts)
+        monkeypatch.setattr(local, "write_durably", write)
+        run(fast)
+
+    monkeypatch.setattr(local, "write_durably", overtaken)
+    run(slow)
+    assert len(PackedImages(tmp_path / "out")) == 5 * NUM_VIEWS
+    assert not list((tmp_path / "out").glob(".writing-*"))
 
 
 @pytest.mark.usefixtures("one_model_a_shard")
