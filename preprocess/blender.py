@@ -97,6 +97,21 @@ def check_program(program: Path) -> None:
         )
 
 
+def _refusal(error: RejectedError) -> UsageError:
+    """Return what to tell a person whose Blender started and cannot do what is needed."""
+    if error.reason == "import":
+        return missing_package_error(str(error), error.missing)
+    if error.reason == "no-gpu":
+        way_out = (
+            "set device=cpu, or ask for GPUs with resources.gpus_per_worker=1 where nvidia-smi shows some"
+        )
+        return UsageError(str(error), way_out)
+    return UsageError(
+        f"this Blender cannot be used: {error}",
+        "set blender= to an installed Blender 4.2 or later, or leave it out to take that of `make setup`",
+    )
+
+
 class Blender:
     """A worker process; started, asked, and killed when it hangs or we leave. Requests raise ``WorkerFailedError``."""
 
@@ -167,13 +182,10 @@ class Blender:
     def hello(self) -> Reply:
         """Greet a fresh process and return what it is.
 
-        Raises: UsageError naming the packages if system libraries are missing, or the log's end if it does not start.
+        Raises: UsageError naming the packages if system libraries are missing, or the log's end if it does not start;
+        WorkerFailedError if we were told to stop.
         """
-        try:
-            reply = self.ask("hello", START_TIMEOUT_S)
-        except (WorkerFailedError, RejectedError) as error:
-            self.kill()
-            raise self._unusable(error) from error
+        reply = self._begin("hello", START_TIMEOUT_S)
         if reply["protocol"] != PROTOCOL:
             self.kill()
             raise UsageError(
@@ -181,6 +193,10 @@ class Blender:
                 "use the blender_worker.py of this version",
             )
         return reply
+
+    def configure(self, timeout_s: float, **settings: Any) -> Reply:
+        """Prepare a greeted process for all models to come. Raises: as ``hello``."""
+        return self._begin("configure", timeout_s, **settings)
 
     def log_tail(self) -> str:
         """Return the end of what Blender printed."""
@@ -236,9 +252,19 @@ class Blender:
         self.kill()
         return WorkerFailedError("crash", f"Blender died during {op}, exit code {code}")
 
+    def _begin(self, op: str, timeout_s: float, **fields: Any) -> Reply:
+        """Ask what no model has a part in: where it fails, all of them would."""
+        try:
+            return self.ask(op, timeout_s, **fields)
+        except (WorkerFailedError, RejectedError) as error:
+            self.kill()
+            if error.reason == GIVEN_UP:
+                raise
+            raise self._unusable(error) from error
+
     def _unusable(self, error: WorkerFailedError | RejectedError) -> UsageError:
-        if isinstance(error, RejectedError) and error.reason == "import":
-            return missing_package_error(str(error), error.missing)
+        if isinstance(error, RejectedError):
+            return _refusal(error)
         last = self.log_tail().strip().splitlines()[-1:]
         return UsageError(
             f"Blender does not start: {error}\n{''.join(last)}", f"see {self.log}; try `launch.py doctor`"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from get3d_cluster.core.cameras import blender_position, quaternion
-from get3d_cluster.errors import StorageError, UsageError
+from get3d_cluster.errors import StorageError
 from preprocess.blender import GIVEN_UP, Blender, RejectedError, WorkerFailedError
 from preprocess.images import Tree, cameras_of, key, sampling_of, seed_of, worker_settings
 from preprocess.passes import depth_words, encode_words, normal_words, read_exr
@@ -79,8 +79,6 @@ class Renderer:
                 self._render(item, missing[0])
                 return None
         except RejectedError as rejected:
-            if _is_the_machine_s_fault(rejected):
-                raise _unusable(rejected) from rejected
             return self._give_up(item, rejected.reason, str(rejected))
         except WorkerFailedError as failure:
             return self._failed(item, failure)
@@ -144,7 +142,7 @@ class Renderer:
         who = self.blender.hello()
         machine = self.machine
         settings = worker_settings(self.tree.image, machine.threads, machine.device, machine.gpus)
-        used = self.blender.ask("configure", machine.timeout_s, **settings)
+        used = self.blender.configure(machine.timeout_s, **settings)
         same = {name: who[name] for name in ("renderer", "version", "build")} | {"device": used["device"]}
         self.tree.agree("renderer.json", same)
         self._on = {"cpu": who["cpu"], "devices": used["device_names"]}
@@ -220,14 +218,3 @@ class Renderer:
             },
         )
         return Ended.QUARANTINED
-
-
-def _is_the_machine_s_fault(rejected: RejectedError) -> bool:
-    return rejected.reason == "no-gpu"
-
-
-def _unusable(rejected: RejectedError) -> UsageError:
-    return UsageError(
-        f"{rejected}",
-        "set device=cpu, or ask for GPUs with resources.gpus_per_worker=1 where nvidia-smi shows some",
-    )

@@ -296,6 +296,65 @@ def test_a_worker_that_does_not_start_is_the_installation_s_fault_and_not_the_mo
     assert quarantined(job.out) == {}
 
 
+def scripted(tmp_path: Path, settings_reply: str) -> Path:
+    """Return a Blender that greets and then answers with ``settings_reply``, a line of shell."""
+    hello = {"ok": True, "protocol": 2, "renderer": "r", "version": "3.6", "build": "", "cpu": "", "pid": 1}
+    program = tmp_path / "scripted"
+    lines = ["#!/bin/bash", f"read -r x; echo '{json.dumps(hello)}' >&$4; read -r x", settings_reply]
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (
+            """echo '{"ok": false, "code": "failed", "message": "no denoising_quality"}' >&$4""",
+            "no denoising_q",
+        ),
+        ("exit 139", "Blender died during configure, exit code 139"),
+    ],
+)
+def test_a_blender_that_cannot_be_set_up_is_no_model_s_fault(tmp_path: Path, reply: str, words: str) -> None:
+    job = config(tmp_path, scripted(tmp_path, reply), ["a", "b"])
+    with pytest.raises(UsageError, match=words):
+        rendered(tmp_path, job)
+    assert quarantined(job.out) == {}
+
+
+@pytest.mark.parametrize("begin", ["exec sleep 60", "hello"])
+def test_a_notice_while_blender_starts_ends_the_worker_and_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    monkeypatch.setattr(blender_module, "POLL_S", 0.05)
+    program = scripted(tmp_path, "exec sleep 60")
+    if begin != "hello":
+        program.write_text(f"#!/bin/sh\n{begin}\n")
+    job = config(tmp_path, program, ["a"])
+    session = rank.session_of(tmp_path / "run", grace_s=0.2)
+    work = render.make(job, session)
+    session.notices.install()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        rank.run(work, session)
+    finally:
+        session.notices.uninstall()
+    assert not work.is_done()
+    assert quarantined(job.out) == {}
+
+
+def test_an_installed_blender_is_started_as_such(tmp_path: Path) -> None:
+    program = tmp_path / "blender-4.5"
+    worker = f'exec "{sys.executable}" "{TESTS}/fake_blender_worker.py" "$@"'
+    wanted = '[ "$1 $2 $3 $4 $5" = "--background --factory-startup --python-exit-code 1 --python" ] || exit 3'
+    program.write_text(f"#!/bin/sh\n{wanted}\nshift 6\n{worker}\n")
+    program.chmod(0o755)
+    job = config(tmp_path, program, ["a"])
+    rendered(tmp_path, job)
+    assert published(job.out) == {"a": NAMES}
+
+
 def test_missing_things_are_named_with_the_way_out(tmp_path: Path, fake: Path) -> None:
     session = rank.session_of(tmp_path / "run")
     with pytest.raises(UsageError, match="there is no folder") as caught:
