@@ -380,6 +380,8 @@ class Flight:
 
     def _converse(self) -> None:
         for attempt in range(TRIES):
+            if self._is_given_up:  # while it was copied
+                return
             try:
                 self._link.start()
                 self._save(is_again=attempt > 0)

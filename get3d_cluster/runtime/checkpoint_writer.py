@@ -161,9 +161,14 @@ class Writer:
             return None
         if manifest.get("token") != order["body"]["token"]:
             return None
+        problems = [
+            f"the writer of {place['at']} was killed before its copy was whole"
+            for place in order["places"][1:]
+            if not self._staging(place, order).is_published()
+        ]
         self._drop(order)
         num_bytes = sum(told["bytes"] for told in manifest["files"].values())
-        return {"saved": manifest["digest"], "num_bytes": num_bytes, "problems": []}
+        return {"saved": manifest["digest"], "num_bytes": num_bytes, "problems": problems}
 
     def _drop(self, order: Mapping[str, Any]) -> None:
         for place in order["places"]:

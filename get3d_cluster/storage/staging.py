@@ -37,8 +37,12 @@ class Staging(Protocol):
         """Make all of it visible at once. Raises: StorageError, if the group exists too."""
         ...
 
+    def is_published(self) -> bool:
+        """Say whether this very save is visible, whichever process published it; False if that cannot be told."""
+        ...
+
     def abandon(self) -> None:
-        """Remove what was written so far."""
+        """Remove what was written so far, unless it was published."""
         ...
 
 
@@ -61,6 +65,7 @@ class _LocalStaging:
     def __init__(self, root: Path, name: str, token: str) -> None:
         self._root = root
         self._target = root / name
+        self._token = token
         self._aside = root / f"{ASIDE}{name}-{token}"
 
     def stored(self, file: str) -> str:
@@ -82,6 +87,11 @@ class _LocalStaging:
             sync_folder(self._aside)
             self._aside.rename(self._target)
             sync_folder(self._root)
+
+    def is_published(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._token.encode() in (self._target / MANIFEST).read_bytes()
+        return False
 
     def abandon(self) -> None:
         shutil.rmtree(self._aside, ignore_errors=True)
@@ -116,8 +126,21 @@ class _RemoteStaging:
         with self._told():
             self._fs.pipe_file(f"{self._folder}/{MANIFEST}", manifest, mode="create")
 
+    def is_published(self) -> bool:
+        with contextlib.suppress(Exception):
+            return self._is_in_manifest()
+        return False
+
+    def _is_in_manifest(self) -> bool:
+        try:
+            return self._token.encode() in self._fs.cat_file(f"{self._folder}/{MANIFEST}")
+        except FileNotFoundError:
+            return False
+
     def abandon(self) -> None:
         with contextlib.suppress(Exception):  # what stays is found and removed by the next attempt
+            if self._is_in_manifest():  # an earlier writer of this save published it, and died before it said so
+                return
             for path in self._fs.glob(f"{self._folder}/{self._token}-*"):
                 self._fs.rm(path)
 

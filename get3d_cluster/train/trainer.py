@@ -215,8 +215,7 @@ class Get3dTrainer:
         step = self.counters.step
         if not self.config.reduction.replica_check_every or self._agreed_step == step:
             return
-        tensors = {".".join(path): leaf for path, leaf in flatten(self.state()) if isinstance(leaf, Tensor)}
-        check_replicas(self._session.group, tensors, step, self._agreed_step)
+        check_replicas(self._session.group, _numbers_of(self.state()), step, self._agreed_step)
         self._agreed_step = step
 
     # Phases
@@ -479,6 +478,15 @@ def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Ada
     return Adam(
         model.parameters(), lr=lr * factor, betas=(beta1**factor, beta2**factor), eps=config.eps, foreach=True
     )
+
+
+def _numbers_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return all tensors of a state, and its single numbers as tensors, by name."""
+    leaves = ((".".join(path), leaf) for path, leaf in flatten(state) if isinstance(leaf, Tensor | int | float))
+    return {
+        name: leaf if isinstance(leaf, Tensor) else torch.tensor([leaf], dtype=torch.float64)
+        for name, leaf in leaves
+    }
 
 
 def _scaled(config: TrainerConfig) -> LossConfig:

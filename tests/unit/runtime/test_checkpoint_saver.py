@@ -292,6 +292,20 @@ def test_a_dropped_save_leaves_nothing_and_the_next_one_is_whole(
     assert [info.step for info in list_checkpoints(RunFolder(checkpoints.tiers["run"].root.parent))] == [1, 3]
 
 
+def test_a_save_that_is_dropped_while_it_is_copied_is_not_written_first(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(saver, 1, a_state())
+    sent: list[Any] = []
+    copy, send = SharedMemory.copy, Link.send
+    monkeypatch.setattr(SharedMemory, "copy", lambda *args: (time.sleep(0.02), copy(*args))[1])
+    monkeypatch.setattr(Link, "send", lambda link, order: (sent.append(order), send(link, order))[1])
+    assert saver.begin(2, a_state(2.0), {}, later=("net", "adam", "odd", "alone"))
+    saver.drop()
+    assert sent == []
+    assert save(saver, 3, a_state(3.0))["digest"] == state_digest(a_state(3.0))
+
+
 def test_a_small_state_is_left_to_the_worker(checkpoints: Checkpoints) -> None:
     small = Checkpoints(checkpoints.tiers["run"], CheckpointConfig(background_mb=1.0), lambda: None)
     saver = Saver(small, SoloGroup())

@@ -15,6 +15,7 @@ from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import CheckpointError
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.checkpoint_files import names_in
+from get3d_cluster.runtime.checkpoint_link import Link, WriterDiedError
 from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
 from get3d_cluster.runtime.loop import End, run_steps
@@ -129,6 +130,36 @@ def test_two_attempts_that_upload_one_step_do_not_mix(tmp_path: Path) -> None:
     storage = open_storage(url)
     assert storage.list() == ["step-000000001"]
     assert bytes(storage.read("step-000000001", "bbbb-x")) == b"new"
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_writer_that_dies_before_it_says_that_it_published_costs_no_copy_unsaid(
+    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_copied: bool
+) -> None:
+    killed: list[int] = []
+    receive = Link.receive
+
+    def die_at_the_end(link: Link) -> dict[str, Any]:
+        answer = receive(link)
+        if "saved" in answer and not killed:
+            killed.append(link.pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+            for manifest in () if is_copied else (tmp_path / "far").glob("*/*/manifest.json"):
+                manifest.unlink()
+            raise WriterDiedError
+        return answer
+
+    monkeypatch.setattr(Link, "receive", die_at_the_end)
+    verdict = save(saver, 1, "run", "url")
+    assert killed
+    assert "error" not in verdict
+    assert len(verdict["problems"]) == (not is_copied)
+    assert steps(checkpoints_of(tmp_path), "url") == ([1] if is_copied else [])
+    if is_copied:
+        assert torch.equal(checkpoints_of(tmp_path).read_step(1, "url").state["net"]["w"], torch.ones(64))
+    else:
+        assert "far" in verdict["problems"][0]
+        assert not list((tmp_path / "far").glob("*/*/*"))
 
 
 def test_a_far_tier_out_of_reach_costs_only_its_copy(saver: Saver, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.workers_in_memory import network_of, on_all
 @pytest.fixture
 def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return how to run ``act(trainer, group)`` on some workers."""
-    config = setup.tiny_config(setup.dataset(tmp_path / "data"))
+    data = setup.dataset(tmp_path / "data")
     make, lock = module.networks, threading.Lock()
 
     def alone(*given: Any) -> Any:
@@ -29,7 +29,9 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "networks", alone)
     monkeypatch.setattr(module, "Network", lambda group, config, _device: network_of(group, config))
 
-    def run(world_size: int, act: Any) -> list[Any]:
+    def run(world_size: int, act: Any, *overrides: str) -> list[Any]:
+        config = setup.tiny_config(data, *overrides)
+
         def work(group: Any) -> Any:
             return act(setup.trainer(config, tmp_path / f"run{world_size}-{group.rank}", group), group)
 
@@ -94,3 +96,28 @@ def test_one_flipped_bit_anywhere_in_the_state_is_found_before_a_save(
         assert what.startswith("step 2: rank 2 has other bits than the rest in 1 of "), what
         assert f"first {name}" in what
         assert what.endswith("all were equal at step 1")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda work: setattr(work.counters, "position", work.counters.position + 1), "counters.position"),
+        (lambda work: setattr(work._strength, "p", 0.1), "augmentation.p"),
+    ],
+    ids=["place in the data", "strength of the augmentation"],
+)
+def test_a_number_that_one_worker_has_otherwise_is_found_before_a_save(
+    workers: Any, change: Any, name: str
+) -> None:
+    def act(work: Any, group: Any) -> str:
+        work.compare_replicas()
+        if group.rank == 1:
+            change(work)
+        work.counters.step += 1
+        with pytest.raises(HeldError) as caught:
+            work.compare_replicas()
+        return caught.value.what
+
+    for what in workers(3, act, "augment.target=0.6"):
+        assert "rank 1 has other bits than the rest in 1 of " in what
+        assert f"first {name}" in what
