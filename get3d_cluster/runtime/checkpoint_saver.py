@@ -400,7 +400,7 @@ class Flight:
         if self._is_failure(answer):
             return
         self._digests |= answer["written"]
-        self._lost = answer["lost"]
+        self._lost |= answer["lost"]  # a repeated save keeps what other ranks told
         self.written.set()
         if self._group.rank:
             return

@@ -133,13 +133,13 @@ class _RemoteStaging:
 
     def _is_in_manifest(self) -> bool:
         try:
-            return self._token.encode() in self._fs.cat_file(f"{self._folder}/{MANIFEST}")
+            return bool(self._token.encode() in self._fs.cat_file(f"{self._folder}/{MANIFEST}"))
         except FileNotFoundError:
             return False
 
     def abandon(self) -> None:
         with contextlib.suppress(Exception):  # what stays is found and removed by the next attempt
-            if self._is_in_manifest():  # an earlier writer of this save published it, and died before it said so
+            if self._is_in_manifest():  # by an earlier writer of this save, which died before it said so
                 return
             for path in self._fs.glob(f"{self._folder}/{self._token}-*"):
                 self._fs.rm(path)

@@ -482,7 +482,9 @@ def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Ada
 
 def _numbers_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return all tensors of a state, and its single numbers as tensors, by name."""
-    leaves = ((".".join(path), leaf) for path, leaf in flatten(state) if isinstance(leaf, Tensor | int | float))
+    leaves = (
+        (".".join(path), leaf) for path, leaf in flatten(state) if isinstance(leaf, Tensor | int | float)
+    )
     return {
         name: leaf if isinstance(leaf, Tensor) else torch.tensor([leaf], dtype=torch.float64)
         for name, leaf in leaves

@@ -1,7 +1,7 @@
 """GET3D at toy size through real workers: each step of a run that is killed or moved has the bits of the straight one.
 
 Not only the end is compared: every worker writes down the digest of its whole state (weights, average, both Adams,
-counters) after every step of every attempt, those that are done twice included.
+counters, strength of the augmentation) after every step of every attempt, those that are done twice included.
 """
 
 import random
@@ -23,6 +23,8 @@ JOB = "tests.jobs_for_tests.digesting"
 STEPS = 12
 EVERY = 3
 """Steps between checkpoints."""
+ADAPTING = ("augment.target=0.3", "augment.interval=2", "augment.adjust_images=640", "augment.p=0.4")
+"""The strength of the augmentation moves every two steps, and reaches neither end."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,7 @@ def training(folder: Path, data: Path, *, steps: int, shards: int = 4) -> RunFol
         f"batch.num_shards={shards}",
         f"num_images={steps * shards * 2}",
         f"checkpoint.every_steps={EVERY}",
+        *ADAPTING,
     ]
     return new_run(folder, JOB, load(find_job(JOB).Config, setup.CONFIGS / "tiny_test.yaml", settings))
 
@@ -58,6 +61,9 @@ def straight(folder: Path, data: Path, *, steps: int, shards: int) -> dict[int, 
     found = digests(run)
     assert list(found) == list(range(1, steps + 1))
     assert len(set(found.values())) == steps
+    strengths = {row["augment_p"] for row in read_rows(run.metrics_path)}
+    assert len(strengths) > steps // 3
+    assert not strengths & {0.0, 0.8}
     return found
 
 
@@ -71,7 +77,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, str
 def test_a_killed_run_has_the_bits_of_the_straight_one_at_every_step(
     tmp_path: Path, data: Path, alone: dict[int, str], world_size: int
 ) -> None:
-    """More than three R1 phases (every 3 steps) and five zero steps (every 2); killed in between, twice."""
+    """Four R1 phases (every 3 steps), six zero steps and six moves of the augmentation (every 2); killed twice."""
     run = training(tmp_path / "run", data, steps=STEPS)
     for last in (5, 8):
         workers = start(run, world_size)

@@ -82,7 +82,7 @@ def test_reused_fakes_are_as_exact(tmp_path: Path, data: Path) -> None:
 
 
 OPTIONS = (
-    "augment.target=0.3", "augment.interval=2", "augment.adjust_images=64", "augment.p=0.4",
+    "augment.target=0.3", "augment.interval=2", "augment.adjust_images=320", "augment.p=0.4",
     "generator.classes=['02958343','03001627']", "discriminator.num_classes=2",
     "generator.fields.fixed_background=true",
 )  # fmt: skip

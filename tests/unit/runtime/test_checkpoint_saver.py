@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,6 +305,38 @@ def test_a_save_that_is_dropped_while_it_is_copied_is_not_written_first(
     saver.drop()
     assert sent == []
     assert save(saver, 3, a_state(3.0))["digest"] == state_digest(a_state(3.0))
+
+
+def test_a_repeated_save_remembers_where_another_rank_could_not_write() -> None:
+    """Else a second writer publishes there what lacks a share."""
+    told: list[dict[str, Any]] = []
+    answers: list[dict[str, Any] | None] = [
+        {"written": {}, "lost": {}}, None, {"written": {}, "lost": {}},
+        {"saved": "digest", "num_bytes": 1, "problems": []},
+    ]  # fmt: skip
+
+    def receive() -> dict[str, Any]:
+        answer = answers.pop(0)
+        if answer is None:
+            raise checkpoint_saver.WriterDiedError
+        return answer
+
+    link: Any = SimpleNamespace(start=lambda: None, kill=lambda: None, send=told.append, receive=receive)
+    group: Any = SimpleNamespace(rank=0, world_size=2)
+    order = checkpoint_saver._Order(
+        step=1, meta={}, tree={}, tensors={"net": {"w": torch.ones(4)}}, why="", tiers=("run", "url"), later=(),
+        places=[], token="abcd", agreed_step=None,
+    )  # fmt: skip
+    memory = SharedMemory()
+    flight = checkpoint_saver.Flight(order, group, memory, link, lambda: None)
+    flight.start()
+    flight.written.wait()
+    flight.gather([b"\0" * 64] * 2, {"1": "rank 1 had no space there"}, is_failed=False)
+    flight.join()
+    memory.close()
+    assert [order["lost"] for order in told if order["do"] == "publish"] == [
+        {"1": "rank 1 had no space there"}
+    ] * 2
 
 
 def test_a_small_state_is_left_to_the_worker(checkpoints: Checkpoints) -> None:

@@ -1,7 +1,7 @@
 """Negative controls: whatever is left out of what a resumed training gets back must show in its bits.
 
 The list of what is left out is made from the keys of the state itself. A key that does not matter has to be named here
-with a reason, and a new key that nobody thought about fails. Augmentation (ADA) does not exist yet: its state will.
+with a reason, and a new key that nobody thought about fails.
 """
 
 import copy
@@ -18,8 +18,8 @@ from get3d_cluster.train import ema
 from tests import train_setup as setup
 
 BEFORE, AFTER = 4, 8
-"""Steps before and after the restore. The second part has two R1 phases (every 3 steps), four zero steps (every 2), and
-the step at which the running average stops to ramp up."""
+"""Steps before and after the restore. The second part has two R1 phases and moves of the augmentation (every 3 steps),
+four zero steps (every 2), and the step at which the running average stops to ramp up."""
 SETTINGS = (
     "batch.num_shards=2", "average.half_life_images=20", "average.ramp_up=0.5",
     "augment.target=0.3", "augment.interval=3", "augment.adjust_images=100", "augment.p=0.5",
@@ -62,8 +62,10 @@ class Scene:
         for _ in range(BEFORE):
             self.work.step()
         self.saved = copied(self.work.state())
+        self.strengths = []
         for _ in range(AFTER):
             self.work.step()
+            self.strengths.append(self.work.state()["augmentation"]["p"])
         self.whole = bits(self.work.state())
 
     def bits_after(self, state: Mapping[str, Any], steps: int = AFTER) -> str:
@@ -123,6 +125,8 @@ def test_the_steps_of_the_controls_reach_over_all_that_happens_now_and_then(scen
     steps, optim = range(BEFORE, BEFORE + AFTER), scene.config.optim
     assert sum(step % scene.config.loss.r1_interval == 0 for step in steps) >= 2
     assert sum(step % optim.generator_interval == 0 for step in steps) >= 2
+    inside = set(scene.strengths) - {0.0, scene.config.augment.max_p}
+    assert len(inside) >= 3, "p has to move twice or more within its ends"
     size = scene.config.batch.size
     betas = [ema.decay(scene.config.average, step * size, size) for step in steps]
     assert betas[0] < betas[-1] == betas[-2], "the ramp-up has to end among these steps"
