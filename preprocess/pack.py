@@ -250,10 +250,11 @@ def _model(images: Path, synset: str, model: str) -> Model:
 
 def _angles(path: Path) -> Angles:
     try:
-        angles = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            angles = np.lib.format.read_array(file, allow_pickle=False)  # np.load reads zip files, too
     except FileNotFoundError as error:
         raise UsageError(f"the cameras are missing: {path}", RENDER_AGAIN) from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}", RENDER_AGAIN) from error
     if angles.ndim != 1 or angles.dtype.kind not in "fiu" or not np.isfinite(angles).all():
         raise UsageError(f"{path} must hold one finite angle in degrees for each view", RENDER_AGAIN)

@@ -207,10 +207,11 @@ def _views(folder: Path, model: str) -> tuple[list[Path], list[float], str]:
 def _angles(folder: Path, name: str, count: int) -> tuple[list[float], str]:
     """Return the angles of a model's cameras, and what is wrong with them."""
     try:
-        angles = np.asarray(np.load(folder / name), dtype=np.float64)
+        with (folder / name).open("rb") as file:
+            angles = np.asarray(np.lib.format.read_array(file, allow_pickle=False), dtype=np.float64)
     except FileNotFoundError:
         return [], f"{name} is missing"
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         return [], f"{name} cannot be read: {error}"
     if angles.ndim != 1:
         return [], f"{name} must hold one number a view: its shape is {angles.shape}"

@@ -92,12 +92,13 @@ def test_what_the_job_pack_would_refuse_is_named_before(tmp_path: Path) -> None:
     np.save(cameras / "m2" / "elevation.npy", np.zeros((2, 1)))
     (models / "m3" / "001.png").rename(models / "m3" / "view1.png")
     (models / "m4" / "Thumbs.db").touch()
-    assert [trouble.partition(": ")[::2] for trouble in survey(folder).troubles] == [
+    troubles = [trouble.split(": ", 2)[:2] for trouble in survey(folder).troubles]
+    assert [tuple(trouble) for trouble in troubles] == [
         ("02958343/m0", "camera/02958343/m0/rotation.npy is missing"),
-        ("02958343/m1", "camera/02958343/m1/elevation.npy cannot be read: No data left in file"),
+        ("02958343/m1", "camera/02958343/m1/elevation.npy cannot be read"),
         (
             "02958343/m2",
-            "camera/02958343/m2/elevation.npy must hold one number a view: its shape is (2, 1)",
+            "camera/02958343/m2/elevation.npy must hold one number a view",
         ),
         ("02958343/m3", "view1.png is in its folder, which must hold 000.png, 001.png and so on alone"),
         ("02958343/m4", "Thumbs.db is in its folder, which must hold 000.png, 001.png and so on alone"),

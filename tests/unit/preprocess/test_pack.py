@@ -218,6 +218,13 @@ def spoil_camera(root: Path) -> Path:
     return path
 
 
+def spoil_archive(root: Path) -> Path:
+    path = root / "camera/02958343/0c/rotation.npy"
+    with path.open("wb") as file:
+        np.savez(file, rotation=np.zeros(NUM_VIEWS))
+    return path
+
+
 def spoil_nan(root: Path) -> Path:
     path = root / "camera/02958343/0c/rotation.npy"
     np.save(path, np.array([1, np.nan, 2]))
