@@ -7,9 +7,10 @@ that slept) does not age. At the limit all workers of the attempt write down the
 Which worker hangs is told by the exchanges: all workers make the same ones in the same order, so those that began the
 fewest did not come to the one in which the others wait.
 
-Limits: a thread of Python cannot run while C code keeps the interpreter to itself for good. A C thread then writes the
-stacks into the log, and the other workers find that one and leave; a worker alone stays until its time limit. A process
-in the kernel's uninterruptible sleep ends when that does. Imports before the configuration is read are not watched.
+Limits: a thread of Python cannot run while C code keeps the interpreter to itself for good. The other workers then find
+that one and leave, without its stacks (a C thread could write them, but crashes a process that was stopped and goes on:
+it reads frames while they change); a worker alone stays until its time limit. A process in the kernel's uninterruptible
+sleep ends when that does. Imports before the configuration is read are not watched.
 """
 
 import contextlib
@@ -46,8 +47,6 @@ TELL_S = 60.0
 PEERS_S = 15.0
 """What it waits of that for the stacks of the others."""
 PY_SPY_S = 20.0
-C_THREAD_S = 3.0
-"""How much later than this the C thread writes the stacks, if this thread cannot."""
 SLOW_S = 600.0
 """Imports, compiling, loading and saving take their time however short a step is: they get as long at least."""
 VERDICT = "hung.json"
@@ -274,11 +273,9 @@ class Watchdog:
     def _count(self) -> None:
         seen, ticks = -1, 0
         while ticks * self._tick_s < self._limit_s and not self._is_called:
-            faulthandler.dump_traceback_later(self._hang_s + C_THREAD_S, file=2)
             self._sleep()
             beats = self._pulse.beats
             seen, ticks = beats, 0 if beats != seen else ticks + 1
-        faulthandler.cancel_dump_traceback_later()
         teller = threading.Thread(target=self._tell, daemon=True)
         teller.start()
         teller.join(TELL_S)

@@ -34,7 +34,7 @@ def test_a_hang_is_found_explained_with_all_stacks_and_the_run_comes_back_by_its
     assert (found.ranks, found.hosts) == ((1,), (read_heartbeats(folder)[1].node,))
     assert "in sleep_forever_here" in stacks_path(folder, 1).read_text()
     waiting = stacks_path(folder, 0).read_text()
-    assert "in all_gather" in waiting
+    assert "in _arrived" in waiting
     assert "in sleep_forever_here" not in waiting
     assert [(beat.rank, beat.is_hung, beat.is_waiting) for beat in read_heartbeats(folder)] == [
         (0, True, True),
@@ -56,7 +56,6 @@ def test_a_worker_that_keeps_the_interpreter_to_itself_is_found_by_the_others(tm
     workers = start(run, 2)
     try:
         assert workers[0].wait(90) == ExitCode.HUNG, logs(run)
-        assert "in sleep_forever_here" in run.log_path(1, 1).read_text()
         assert "rank 1 on " in run.log_path(1, 0).read_text()
     finally:
         stop(workers, signal.SIGKILL, ranks=[1])
