@@ -386,12 +386,16 @@ class Flight:
                 self._link.start()
                 self._save(is_again=attempt > 0)
             except (WriterDiedError, OSError):
-                if self._is_given_up:
+                if self._was_dropped():
                     return
                 self._link.kill()
             else:
                 return
         self._failure = _failed("writer", f"{TRIES} writers of checkpoints died one after the other")
+
+    def _was_dropped(self) -> bool:
+        """Say so as it is now: the training's thread may have changed its mind meanwhile."""
+        return self._is_given_up
 
     def _save(self, *, is_again: bool) -> None:
         order = self._as_json(is_again=is_again)
