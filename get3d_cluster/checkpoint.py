@@ -250,10 +250,12 @@ class _Loop:
             self._landed(verdict, why)
         if stop:
             self._notices.answer()
-            self._save_now()
+            if self._saver.flight and "url" in self._saver.flight.tiers:
+                self._saver.drop()  # nobody knows how long that takes
+            self._save_now((RUN,))
             self._leave(epoch, step)
         elif save:
-            self._begin()
+            self._begin(self._far())
         elif self._is_local_due():
             self._begin_local()
         return stop or save
@@ -274,16 +276,18 @@ class _Loop:
 
     def finish(self) -> None:
         try:
-            self._save_now()
+            self._save_now(self._far())
         finally:
             self._end()
 
-    def _begin(self) -> None:
+    def _far(self) -> tuple[str, ...]:
+        return tuple(tier for tier in (RUN, "url") if tier in self._checkpoints.tiers)
+
+    def _begin(self, tiers: tuple[str, ...]) -> None:
         """Send the state on its way; a small one is written here and now."""
         state = self._state() | {"generators": self._generators()}
         self._begun_done, self._begun_s = self._done, time.monotonic()
         self._local_done = self._done
-        tiers = [tier for tier in (RUN, "url") if tier in self._checkpoints.tiers]
         is_begun = self._saver.begin(self._done, state, self._meta(), tiers=tiers)
         if not is_begun:
             self._write_here(state)
@@ -296,14 +300,14 @@ class _Loop:
         state = self._state() | {"generators": self._generators()}
         self._saver.begin(self._done, state, self._meta(), why="local", tiers=("local",))
 
-    def _save_now(self) -> None:
+    def _save_now(self, tiers: tuple[str, ...]) -> None:
         """Publish the state unless it is; nobody goes on before rank 0 has."""
         if self._saver.flight:
             why, verdict = self._saver.flight.why, self._saver.finish()
             if verdict.get("kind") != "storage":  # the save that follows meets the same, or it is over
                 self._landed(verdict, why)
         if self._done > self._saved_done:
-            self._begin()
+            self._begin(tiers)
             if self._saver.flight:
                 self._landed(self._saver.finish(), "")
 

@@ -37,8 +37,8 @@ _YIELD_S = 0.0005
 _DIGEST_BYTES = 16
 
 Verdict = dict[str, Any]
-"""``step``, ``digest``, ``num_bytes``, ``seconds``, ``problems``; or ``error``, ``way_out`` and ``kind``: ``fenced``,
-``storage``, or ``writer`` if only the writer failed."""
+"""``step``, ``digest``, ``num_bytes``, ``seconds`` (of these ``elsewhere_s`` for copies), ``problems``; or ``error``,
+``way_out`` and ``kind``: ``fenced``, ``storage``, or ``writer`` if only the writer failed."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -291,6 +291,7 @@ class Flight:
             "num_bytes": self._saved["num_bytes"],
             "seconds": self._ended_s - self._begun_s,
             "problems": self._saved["problems"],
+            "elsewhere_s": self._saved.get("elsewhere_s", 0.0),
         }
 
     def told(self) -> bytes:

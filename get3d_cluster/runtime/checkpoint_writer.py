@@ -70,6 +70,8 @@ class Writer:
         self._staged: dict[str, Staging] = {}
         self._digest: Future[str] | None = None
         self._last: Mapping[str, Any] | None = None
+        self._elsewhere_s = 0.0
+        """What this save has taken in other places than the first."""
 
     def obey(self, order: Mapping[str, Any]) -> None:
         """Carry one order out, and answer."""
@@ -100,15 +102,26 @@ class Writer:
             self._digest = self._hasher.submit(self._digest_of, order)
         digests = {file["name"]: xxhash.xxh3_128_hexdigest(self._data(file)) for file in mine}
         problems: dict[int, str] = {}
+        self._elsewhere_s = 0.0
         for number, place in enumerate(order["places"]):
             try:
-                for file in mine:
-                    self._staging(place, order).write(file["name"], self._data(file))
+                with self._timed(number):
+                    for file in mine:
+                        self._staging(place, order).write(file["name"], self._data(file))
             except Exception as error:
                 if not number:
                     raise
                 problems[number] = _told(error)
         self._answer({"written": digests, "lost": problems})
+
+    @contextlib.contextmanager
+    def _timed(self, number: int) -> Iterator[None]:
+        """Note what a place takes, unless it is the first."""
+        begun_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._elsewhere_s += time.monotonic() - begun_s if number else 0.0
 
     def _data(self, file: Mapping[str, Any]) -> memoryview:
         return self._memory.read(file["place"], file["bytes"])
@@ -127,13 +140,15 @@ class Writer:
             if str(number) in problems:
                 continue  # what a rank could not write there makes no checkpoint
             try:
-                self._publish_in(place, order, digest, rest)
+                with self._timed(number):
+                    self._publish_in(place, order, digest, rest)
             except Exception as error:
                 if not number:
                     raise
                 problems[str(number)] = _told(error)
         num_bytes = sum(file["bytes"] for file in order["files"]) + len(rest)
-        self._answer({"saved": digest, "num_bytes": num_bytes, "problems": list(problems.values())})
+        told = {"problems": list(problems.values()), "elsewhere_s": self._elsewhere_s}
+        self._answer({"saved": digest, "num_bytes": num_bytes, **told})
         self._staged, self._digest = {}, None
 
     def _publish_in(
@@ -168,7 +183,8 @@ class Writer:
         ]
         self._drop(order)
         num_bytes = sum(told["bytes"] for told in manifest["files"].values())
-        return {"saved": manifest["digest"], "num_bytes": num_bytes, "problems": problems}
+        told = {"problems": problems, "elsewhere_s": self._elsewhere_s}
+        return {"saved": manifest["digest"], "num_bytes": num_bytes, **told}
 
     def _drop(self, order: Mapping[str, Any]) -> None:
         for place in order["places"]:

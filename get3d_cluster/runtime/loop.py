@@ -386,9 +386,11 @@ class _StepLoop:
         one_s = SAFETY * self._longest_save_s
         is_it_in_flight = flight is not None and flight.step == step and RUN in flight.tiers
         is_older_in_flight = flight is not None and not is_it_in_flight
-        if step == self._saved_step or left_s > one_s * (2 if is_older_in_flight else 1):
+        is_uploaded = flight is not None and "url" in flight.tiers  # nobody knows how long
+        is_enough = left_s > one_s * (2 if is_older_in_flight else 1) and not is_uploaded
+        if step == self._saved_step or is_enough:
             return _Plan.SAVE
-        if is_older_in_flight and left_s > one_s:
+        if (is_older_in_flight or is_uploaded) and left_s > one_s:
             return _Plan.DROP_AND_SAVE
         if is_it_in_flight:
             return _Plan.SAVE  # it is on its way, and nothing is faster
@@ -505,7 +507,10 @@ class _StepLoop:
         stall_s = self._stall_s + self._waited_s
         self._cadence.note(stall_s, self._saved.seconds)
         self._saved_step = self._saved.step
-        self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
+        here_s = self._saved.seconds - verdict.get(
+            "elsewhere_s", 0.0
+        )  # on a notice nothing is copied elsewhere
+        self._longest_save_s = max(self._longest_save_s, here_s)
         if self._session.rank == 0:
             before = self._pulse.seconds | {"save": max(0.0, self._pulse.seconds["save"] - self._stall_s)}
             spent = {f"{part}_s": round(seconds, 3) for part, seconds in before.items()}

@@ -14,6 +14,7 @@ from get3d_cluster import checkpoint
 from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.runtime import fingerprint
 from get3d_cluster.runtime.checkpoint import Checkpoints, tiers_for
+from get3d_cluster.runtime.checkpoint_link import Link
 from get3d_cluster.storage import open_storage
 
 
@@ -80,6 +81,28 @@ def test_a_killed_loop_comes_back_from_the_near_tier_and_copies_lie_far_away(tmp
     go(model, start, 14)
     checkpoint.finish()
     assert steps_in(tmp_path, config)["run"][-1] == steps_in(tmp_path, config)["url"][-1] == 14
+
+
+def test_a_notice_does_not_wait_for_a_copy_far_away(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            model, start = begin(tmp_path, config)
+            go(model, start, 7)
+            send = Link.send
+            Link.send = lambda link, order: (time.sleep(len(order.get("places", "1")) - 1), send(link, order))
+            loop = checkpoint._loop
+            loop._begin(loop._far())  # still on its way when the notice comes
+            loop._notices.take()
+            go(model, 7, 8)
+        except SystemExit as left:
+            os._exit(int(str(left.code)))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    found = steps_in(tmp_path, config)
+    assert (found["run"][-1], found["url"]) == (8, [6])
 
 
 def test_a_folder_that_is_lost_comes_back_from_its_copies(tmp_path: Path) -> None:

@@ -132,6 +132,12 @@ def test_two_attempts_that_upload_one_step_do_not_mix(tmp_path: Path) -> None:
     assert bytes(storage.read("step-000000001", "bbbb-x")) == b"new"
 
 
+def test_what_copies_take_is_told_apart_from_what_the_run_needs(saver: Saver) -> None:
+    assert save(saver, 1, "run")["elsewhere_s"] == 0
+    verdict = save(saver, 2, "run", "url")
+    assert 0 < verdict["elsewhere_s"] < verdict["seconds"]
+
+
 @pytest.mark.parametrize("is_copied", [True, False])
 def test_a_writer_that_dies_before_it_says_that_it_published_costs_no_copy_unsaid(
     saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_copied: bool
