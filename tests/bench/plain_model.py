@@ -69,7 +69,7 @@ def conv(self: ops.Conv, x: Tensor) -> Tensor:
     return slope(y, self.gain) if self.activate else y * self.gain
 
 
-def modulated_conv(self: ops.ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
+def modulated_conv(self: ops.ModulatedConv, x: Tensor, w: Tensor, noise: None = None) -> Tensor:
     style = self.affine(w)
     weight = self.weight[None] * style[:, None, :, None, None]
     scale = (weight.square().sum(dim=(2, 3, 4)) + 1e-8).rsqrt()
@@ -127,7 +127,7 @@ def decode(field: fields.Field, x: Tensor, ws: Tensor) -> Tensor:  # [N, P, I], 
     return x
 
 
-def geometry(self: Generator, planes: Planes, latents: Latents) -> tuple[Tensor, Tensor]:
+def geometry(self: Generator, planes: Planes, latents: Latents) -> tuple[Tensor, Tensor, None]:
     config, grid = self.config.fields, self.config.grid
     points = (self.grid_vertices * (2 / grid.scale))[None].expand(len(planes.geo), -1, -1)
     ws = latents.geo[:, -(config.num_hidden + 1) :]
@@ -137,7 +137,7 @@ def geometry(self: Generator, planes: Planes, latents: Latents) -> tuple[Tensor,
         sdf = sdf + config.sphere_gain * (config.sphere_radius - self.grid_vertices.norm(dim=1))
     x = features(planes.geo, points)
     raw = decode(self.deformation_field, x, ws)
-    return sdf, torch.tanh(raw) * (grid.max_deformation / grid.num_cells)
+    return sdf, torch.tanh(raw) * (grid.max_deformation / grid.num_cells), None
 
 
 def tints(self: Generator, planes: Planes, latents: Latents, sample_index: Tensor, points: Tensor) -> Tensor:
