@@ -271,9 +271,13 @@ class _StepLoop:
         return stop and not self._work.is_done()
 
     def _agreed(self) -> list[bool]:
-        """Return what any worker has to tell all. A worker alone hears itself at once, whatever it counted before."""
+        """Return what any worker has to tell all. A worker alone hears also what came after it was counted."""
         counted, group = self._session.ballot.take(), self._session.group
-        return counted if counted is not None and group.world_size > 1 else group.any(self._flags())
+        if counted is None:
+            return group.any(self._flags())
+        if group.world_size > 1:
+            return counted
+        return [early or now for early, now in zip(counted, self._flags(), strict=True)]
 
     def _prepare(self) -> None:
         """Get ready for saves once the first step has filled the optimizers."""
