@@ -32,18 +32,18 @@ test: setup ## the tests that this machine can run; on a SLURM of their own wher
 test-all: setup ## the long ones, too
 	@$(call tests_with_packages,not gpu and not bench,--timeout 3600)
 
-# Unit tests on all cores, then those of real processes one after another; beside them those on SLURM, which mostly wait.
+# Unit tests on all cores, then those of real processes in turn; beside them those that mostly wait: SLURM and e2e.
 # Installs SLURM and OpenGL as root on Debian or Ubuntu; where it cannot, says so before and after the tests.
 define tests_with_packages
 { why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; no_gl=$$(sh docker/mesa.sh 2>&1 >&3) && no_gl=; } 3>&1; \
 loudly() { test -z "$$why" || echo "SLURM tests are skipped: $$why" >&2; \
 test -z "$$no_gl" || echo "tests against OpenGL are skipped: $$no_gl" >&2; }; loudly; \
-log=$$(mktemp); $(PY) -m pytest -m "$(1)" $(2) tests/slurm >$$log 2>&1 & slurm=$$!; \
-trap 'kill $$slurm; wait $$slurm; rm -f $$log; exit 130' INT TERM; \
+log=$$(mktemp); $(PY) -m pytest -m "$(1)" $(2) tests/slurm tests/e2e >$$log 2>&1 & beside=$$!; \
+trap 'kill $$beside; wait $$beside; rm -f $$log; exit 130' INT TERM; \
 OMP_NUM_THREADS=1 $(PY) -m pytest -m "$(1)" $(2) -n auto --maxprocesses 8 --dist loadfile tests/unit; units=$$?; \
-$(PY) -m pytest -m "$(1)" $(2) --ignore tests/unit --ignore tests/slurm tests; others=$$?; \
-echo "tests/slurm, which ran beside:"; wait $$slurm; slurms=$$?; cat $$log; rm -f $$log; loudly; \
-test $$units = 0 && test $$others = 0 && test $$slurms = 0
+$(PY) -m pytest -m "$(1)" $(2) --ignore tests/unit --ignore tests/slurm --ignore tests/e2e tests; others=$$?; \
+echo "tests/slurm and tests/e2e, which ran beside:"; wait $$beside; waited=$$?; cat $$log; rm -f $$log; loudly; \
+test $$units = 0 && test $$others = 0 && test $$waited = 0
 endef
 
 bench: setup ## measurements that have to stay within limits, on a machine that does nothing else

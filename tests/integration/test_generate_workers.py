@@ -12,7 +12,7 @@ from tests import workers
 from tests.generate_setup import trained
 
 SMALL = (
-    "num_shapes=6",
+    "num_shapes=16",
     "texture_px=32",
     "view_px=16",
     "turntable_every=3",
@@ -50,7 +50,7 @@ def test_two_workers_killed_in_the_middle_write_what_one_writes(run: RunFolder, 
     end_s = time.monotonic() + 90
     while len(list((tmp_path / "rough").glob("*.json"))) < 2 and time.monotonic() < end_s:
         time.sleep(0.01)
-    time.sleep(0.2 * random.Random(0).random())
+    time.sleep(0.1 * random.Random(0).random())
     for worker in both:
         worker.kill()
         worker.wait()
@@ -58,5 +58,5 @@ def test_two_workers_killed_in_the_middle_write_what_one_writes(run: RunFolder, 
     assert workers.wait(workers.start(rough, 2)) == [0, 0], workers.logs(rough)
     assert contents(tmp_path / "rough") == contents(tmp_path / "calm")
     index = json.loads((tmp_path / "rough" / "index.json").read_text())
-    assert len(index["shapes"]) == 6
+    assert len(index["shapes"]) == 16
     assert index["matrix"] == "matrix.png"
