@@ -41,14 +41,14 @@ while time.monotonic() < end:
 
 
 @contextmanager
-def python(*words: object) -> Iterator[subprocess.Popen[str]]:
+def python(*words: object) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,  # `communicate` does not see what a buffer holds
     )
     try:
         with process:
@@ -63,17 +63,17 @@ def plain_loop(path: Path, every_s: float = 60, pause_s: float = PAUSE_S) -> obj
     return python(LOOP, path, pause_s, every_s)
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
+def wait_for(process: subprocess.Popen[bytes], text: str) -> str:
     """Return the first line with ``text``."""
     for line in process.stdout:
-        if text in line:
-            return line
-    raise AssertionError(f"ended without {text!r}: {process.stderr.read()}")
+        if text in line.decode():
+            return line.decode()
+    raise AssertionError(f"ended without {text!r}: {process.stderr.read().decode()}")
 
 
-def rest_of(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
+def rest_of(process: subprocess.Popen[bytes]) -> tuple[int, list[str], str]:
     out, err = process.communicate(timeout=60)
-    return process.returncode, out.splitlines(), err
+    return process.returncode, out.decode().splitlines(), err.decode()
 
 
 def steps_at_start(line: str) -> int:
@@ -176,7 +176,7 @@ def test_after_finish_a_signal_does_what_it_did_before(tmp_path: Path, number: s
 
 
 @contextmanager
-def ranks(folder: Path, pause_s: float = PAUSE_S) -> Iterator[list[subprocess.Popen[str]]]:
+def ranks(folder: Path, pause_s: float = PAUSE_S) -> Iterator[list[subprocess.Popen[bytes]]]:
     (folder / "meet").unlink(missing_ok=True)
     command = ("-m", "tests.three_lines_one_rank", folder)
     with python(*command, 0, 2, pause_s) as first, python(*command, 1, 2, pause_s) as second:
