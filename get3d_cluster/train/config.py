@@ -146,11 +146,29 @@ class OptimConfig:
     """The k of the generator. Its regulariser is gone, the correction stayed: 0.8 times the rate. 0: none."""
     generator_zero_step: bool = True
     """Step the generator's Adam with zero gradients every k steps, as upstream does: moments decay once more."""
+    decay_images: tuple[int, int] | None = None
+    """Both rates fall on a line between these numbers of images, then stay; null: never. Upstream has no decay."""
+    decay_to: float = 0.1
+    """What the rates are multiplied with at the end of decay_images."""
 
     def __post_init__(self) -> None:
-        _check(self, _is_positive, "above 0", "lr_generator", "lr_discriminator", "eps")
+        _check(self, _is_positive, "above 0", "lr_generator", "lr_discriminator", "eps", "decay_to")
+        _check(
+            self,
+            lambda pair: pair is None or 0 <= pair[0] < pair[1],
+            "null or two rising numbers",
+            "decay_images",
+        )
         _check(self, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers within [0, 1)", "betas")
         _check(self, _is_not_negative, "0 or more", "generator_interval")
+
+    def rate_factor(self, images: int) -> float:
+        """Return what both rates are multiplied with after ``images``."""
+        if self.decay_images is None:
+            return 1.0
+        first, last = self.decay_images
+        passed = min(max((images - first) / (last - first), 0.0), 1.0)
+        return 1.0 + passed * (self.decay_to - 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

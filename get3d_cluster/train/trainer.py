@@ -148,6 +148,7 @@ class Get3dTrainer:
         if self.counters.step == 0:
             self._begin()
         begun_s = time.monotonic()
+        self._set_rates()
         self._expect()
         troubles: list[str] = []
         fakes, numbers = self._generator_phase(troubles)
@@ -194,7 +195,6 @@ class Get3dTrainer:
         self.average.load_state_dict(state["generator_ema"])
         load_optimizer(self._adam_g, state["adam_generator"])
         load_optimizer(self._adam_d, state["adam_discriminator"])
-        self._take_rates_from_config()
         self.counters = Counters(**state["counters"])
         if self.config.augment.target and "augmentation" in state:
             self._strength = Strength(**state["augmentation"])
@@ -431,16 +431,17 @@ class Get3dTrainer:
         group, num_shards = self._session.group, self.config.batch.num_shards
         return GradientReducer(plan, group, num_shards, network=self._network, backwards=backwards)
 
-    def _take_rates_from_config(self) -> None:
-        """The rates may be lowered between attempts; everything else of the groups is fixed for a run."""
+    def _set_rates(self) -> None:
+        """Take the rates from the configuration: they fall with the images, and may be lowered between attempts."""
         optim = self.config.optim
+        factor = optim.rate_factor(self.counters.images)
         rates = (
             (self._adam_g, optim.lr_generator, _generator_lazy(optim)),
             (self._adam_d, optim.lr_discriminator, self.config.loss.r1_interval),
         )
         for optimizer, lr, interval in rates:
             for group in optimizer.param_groups:
-                group["lr"] = lr * _lazy_factor(optim, interval)
+                group["lr"] = lr * factor * _lazy_factor(optim, interval)
 
     def _data_identity(self) -> dict[str, Any]:
         return {

@@ -123,14 +123,32 @@ def test_a_changed_dataset_is_refused(scene: Scene, tmp_path: Path) -> None:
         work.load(copied(scene.saved))
 
 
+def rates_of(work: Any) -> list[float]:
+    return [work.state()[f"adam_{name}"]["param_groups"][0]["lr"] for name in ("generator", "discriminator")]
+
+
 def test_rates_of_the_configuration_overrule_those_saved(scene: Scene) -> None:
     work = scene.trainer("slower", "optim.lr_generator=1e-4", "optim.lr_discriminator=2e-4")
     work.load(copied(scene.saved))
-    lr_g, lr_d = (
-        work.state()[f"adam_{name}"]["param_groups"][0]["lr"] for name in ("generator", "discriminator")
-    )
+    lr_g, lr_d = rates_of(advanced(work, 1))
     assert lr_g == pytest.approx(1e-4 * 2 / 3)
     assert lr_d == pytest.approx(2e-4 * 3 / 4)
+
+
+def test_rates_fall_with_the_images_and_go_on_falling_after_a_resume(scene: Scene) -> None:
+    falling = ("optim.decay_images=[8, 24]", "optim.decay_to=0.5")
+    whole = advanced(scene.trainer("falling", *falling), 1)
+    full = rates_of(whole)
+    advanced(whole, 1)
+    saved = copied(whole.state())
+    factors = [
+        [rate / first for rate, first in zip(rates_of(advanced(whole, 1)), full, strict=True)]
+        for _ in range(3)
+    ]
+    assert factors == [pytest.approx([factor] * 2) for factor in (0.75, 0.5, 0.5)]
+    resumed = scene.trainer("fell", *falling)
+    resumed.load(saved)
+    assert state_digest(advanced(resumed, 3).state()) == state_digest(whole.state())
 
 
 def test_looking_changes_no_bit(scene: Scene) -> None:
@@ -311,7 +329,8 @@ def test_settings_that_do_not_fit_together_are_refused_by_name(override: str, ke
         "watch.log_every_steps=0", "watch.preview_shapes=0", "watch.measure_images=0", "watch.measure_images=1",
         "watch.preview_every_s=-1", "watch.measure_every_s=-1", "watch.budget=0", "guard.max_skipped_steps=0",
         "optim.lr_generator=0", "optim.lr_discriminator=-1", "optim.lr_generator=.inf", "optim.eps=0",
-        "optim.betas=[0, 1]", "optim.betas=[-0.1, 0.9]", "optim.generator_interval=-1",
+        "optim.decay_images=[9, 8]", "optim.decay_to=0", "optim.betas=[0, 1]", "optim.betas=[-0.1, 0.9]",
+        "optim.generator_interval=-1",
         "average.half_life_images=0", "average.ramp_up=-1",
         "loss.gamma_rgb=-1", "loss.gamma_mask=-1", "loss.sdf_entropy=-1", "loss.empty_shape=-1",
         "loss.mixing_probability=1.1", "data.elevation_range_deg=[0, 91]",
