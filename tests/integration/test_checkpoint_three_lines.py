@@ -1,9 +1,7 @@
 """The three lines with states that another process writes: killed, stopped, on one rank and two."""
 
-import os
+import contextlib
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +12,10 @@ from get3d_cluster.errors import StorageError
 from get3d_cluster.runtime.checkpoint import Checkpoints
 from get3d_cluster.runtime.checkpoint_files import name_of
 from get3d_cluster.storage import open_storage
+from tests.programs import Program, ends_of, running_all
 
-ROOT = Path(__file__).parents[2]
+SLOW_S = 0.1
+"""Pause per step of a loop that must not be over before it is told to stop."""
 LOOP = """
 import hashlib, os, sys, time, torch
 from pathlib import Path
@@ -50,57 +50,43 @@ os._exit(0)
 """
 
 
-def start(folder: Path, rank: int = 0, world: int = 1, pause_s: float = 0.05) -> subprocess.Popen[str]:
+def ranks(
+    folder: Path, world: int = 1, pause_s: float = 0.0
+) -> contextlib.AbstractContextManager[list[Program]]:
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-c", LOOP, str(folder), str(rank), str(world), str(pause_s)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-
-
-def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
-    """Return exit codes and last lines."""
-    try:
-        outs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], [(out.splitlines() or [""])[-1] for out in outs]
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    return next(line for line in process.stdout if text in line)
+    (folder / "meet").unlink(missing_ok=True)
+    return running_all(*(("-c", LOOP, folder, rank, world, pause_s) for rank in range(world)))
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> str:
-    codes, lines = ended([start(tmp_path_factory.mktemp("straight") / "a", pause_s=0)])
-    assert codes == [0]
-    return lines[0]
+    with ranks(tmp_path_factory.mktemp("straight") / "a") as (loop,):
+        code, lines, err = loop.end()
+    assert code == 0, err
+    return lines[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_loop_whose_states_are_written_beside_it_comes_to_the_same_end(
     tmp_path: Path, straight: str, number: signal.Signals
 ) -> None:
-    first = start(tmp_path / "a")
-    wait_for(first, "step 14")
-    first.send_signal(number)
-    codes, _ = ended([first])
-    assert codes == [75 if number == signal.SIGTERM else -number]
-    again = start(tmp_path / "a")
-    begun = int(wait_for(again, "starts").split()[1])
-    assert begun >= (14 if number == signal.SIGTERM else 6)
-    codes, lines = ended([again])
-    assert (codes, lines) == ([0], [straight])
+    with ranks(tmp_path / "a", pause_s=SLOW_S) as (loop,):
+        loop.line("step 14")
+        loop.send(number)
+        assert loop.end().code == (75 if number == signal.SIGTERM else -number)
+    with ranks(tmp_path / "a") as (loop,):
+        begun = int(loop.line("starts").split()[1])
+        assert begun >= (14 if number == signal.SIGTERM else 1)
+        code, lines, err = loop.end()
+    assert code == 0, err
+    assert lines[-1] == straight
 
 
 def test_two_ranks_write_one_checkpoint_together(tmp_path: Path) -> None:
-    both = [start(tmp_path / "a", rank, 2) for rank in (0, 1)]
-    wait_for(both[0], "step 14")
-    both[1].send_signal(signal.SIGTERM)
-    codes, _ = ended(both)
-    assert codes == [75, 75]
+    with ranks(tmp_path / "a", 2, SLOW_S) as both:
+        both[0].line("step 14")
+        both[1].send(signal.SIGTERM)
+        assert [end.code for end in ends_of(both)] == [75, 75]
     storage = open_storage(tmp_path / "a" / "state" / "checkpoints")
     loaded = Checkpoints(storage, CheckpointConfig(), lambda: None).load()
     assert loaded is not None
@@ -109,10 +95,10 @@ def test_two_ranks_write_one_checkpoint_together(tmp_path: Path) -> None:
         path.name for path in (tmp_path / "a" / "state" / "checkpoints" / name_of(loaded.step)).iterdir()
     }
     assert any("+0001" in file for file in files)
-    (tmp_path / "a" / "meet").unlink()
-    codes, lines = ended([start(tmp_path / "a", rank, 2, 0) for rank in (0, 1)])
-    assert codes == [0, 0]
-    assert lines[0].split()[:3] == lines[1].split()[:3]
+    with ranks(tmp_path / "a", 2) as both:
+        ends = ends_of(both)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert ends[0].lines[-1].split()[:3] == ends[1].lines[-1].split()[:3]
 
 
 def test_a_disk_that_refuses_is_told_by_a_later_call(tmp_path: Path) -> None:

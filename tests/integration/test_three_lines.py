@@ -1,13 +1,9 @@
 """The three lines in real processes: stopped, killed, copied, on two ranks, and always to the same end."""
 
-import os
+import contextlib
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,17 +12,29 @@ import torch
 from get3d_cluster import checkpoint
 from get3d_cluster.errors import UsageError
 from get3d_cluster.runtime.notices import STOP_SIGNALS
+from tests.programs import ROOT, Program, ends_of, running, running_all
 
-ROOT = Path(__file__).parents[2]
 LOOP = ROOT / "docs" / "examples" / "plain_loop.py"
 STEPS_PER_EPOCH = 20
 PAUSE_S = 0.02
+TO_BE_STOPPED_S = 0.06
+"""Pause per step of a loop that must not be over before it is told to stop."""
 SUSPENDED = 75
 
 UNANSWERING = """
 import sys, time, torch
+from pathlib import Path
 from get3d_cluster import checkpoint
-checkpoint.PATIENCE_S = 0.5
+from get3d_cluster.runtime.notices import Notices
+
+def note(notices, number):
+    real_note(notices, number)
+    print("heard", len(notices.received), flush=True)
+
+real_note, real_time, late = Notices._note, time.monotonic, Path(sys.argv[1], "late")
+Notices._note = note
+time.monotonic = lambda: real_time() + 2 * checkpoint.PATIENCE_S * late.exists()
+checkpoint.PATIENCE_S = 1000.0
 model = torch.nn.Linear(1, 1)
 checkpoint.init(model, torch.optim.SGD(model.parameters()), path=sys.argv[1])
 checkpoint.try_save(0, 1)
@@ -34,46 +42,15 @@ print("listens", flush=True)
 if sys.argv[2] == "finish":
     checkpoint.finish()
     print("finished", flush=True)
-end = time.monotonic() + 60
-while time.monotonic() < end:
+while True:
     time.sleep(0.05)
 """
 
 
-@contextmanager
-def python(*words: object) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,  # `communicate` does not see what a buffer holds
-    )
-    try:
-        with process:
-            yield process
-            process.kill()
-    except BaseException:
-        process.kill()
-        raise
-
-
-def plain_loop(path: Path, every_s: float = 60, pause_s: float = PAUSE_S) -> object:
-    return python(LOOP, path, pause_s, every_s)
-
-
-def wait_for(process: subprocess.Popen[bytes], text: str) -> str:
-    """Return the first line with ``text``."""
-    for line in process.stdout:
-        if text in line.decode():
-            return line.decode()
-    raise AssertionError(f"ended without {text!r}: {process.stderr.read().decode()}")
-
-
-def rest_of(process: subprocess.Popen[bytes]) -> tuple[int, list[str], str]:
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out.decode().splitlines(), err.decode()
+def plain_loop(
+    path: Path, every_s: float = 60, pause_s: float = PAUSE_S
+) -> contextlib.AbstractContextManager[Program]:
+    return running(LOOP, path, pause_s, every_s)
 
 
 def steps_at_start(line: str) -> int:
@@ -84,8 +61,8 @@ def steps_at_start(line: str) -> int:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the last line of a loop that nothing disturbed: its best loss and the digest of its weights."""
-    with plain_loop(tmp_path_factory.mktemp("straight")) as process:
-        code, lines, err = rest_of(process)
+    with plain_loop(tmp_path_factory.mktemp("straight")) as loop:
+        code, lines, err = loop.end()
     assert code == 0, err
     assert lines[-1].startswith("finished: best loss")
     return lines[-1]
@@ -95,15 +72,15 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_told_to_stop_it_leaves_with_75_and_the_same_command_comes_to_the_same_end(
     tmp_path: Path, straight: str, number: signal.Signals
 ) -> None:
-    with plain_loop(tmp_path) as process:
-        wait_for(process, "epoch 1 is done")
-        process.send_signal(number)
-        code, lines, err = rest_of(process)
+    with plain_loop(tmp_path, pause_s=TO_BE_STOPPED_S) as loop:
+        loop.line("epoch 1 is done")
+        loop.send(number)
+        code, lines, err = loop.end()
     assert code == SUSPENDED, err
     step, epoch = map(int, re.search(r"suspended after step (\d+) of epoch (\d+)", lines[-1]).groups())
-    with plain_loop(tmp_path) as process:
-        first = wait_for(process, "starts at")
-        code, lines, err = rest_of(process)
+    with plain_loop(tmp_path) as loop:
+        first = loop.line("starts at")
+        code, lines, err = loop.end()
     assert steps_at_start(first) == epoch * STEPS_PER_EPOCH + step > 2 * STEPS_PER_EPOCH
     assert code == 0, err
     assert lines[-1] == straight
@@ -113,13 +90,12 @@ def test_killed_it_does_a_period_again_at_most_and_comes_to_the_same_end(
     tmp_path: Path, straight: str
 ) -> None:
     every_s = 0.2
-    with plain_loop(tmp_path, every_s) as process:
-        wait_for(process, "epoch 2 is done")
-        process.kill()
-        process.wait()
-    with plain_loop(tmp_path, every_s) as process:
-        first = wait_for(process, "starts at")
-        code, lines, err = rest_of(process)
+    with plain_loop(tmp_path, every_s) as loop:
+        loop.line("epoch 2 is done")
+        loop.kill()
+    with plain_loop(tmp_path, every_s) as loop:
+        first = loop.line("starts at")
+        code, lines, err = loop.end()
     steps_in_period = every_s / PAUSE_S + 1  # a step takes its pause at least
     assert 3 * STEPS_PER_EPOCH - steps_in_period <= steps_at_start(first)
     assert code == 0, err
@@ -128,83 +104,81 @@ def test_killed_it_does_a_period_again_at_most_and_comes_to_the_same_end(
 
 def test_finished_and_started_again_it_does_nothing_twice(tmp_path: Path, straight: str) -> None:
     for first in (0, 5 * STEPS_PER_EPOCH):
-        with plain_loop(tmp_path) as process:
-            assert steps_at_start(wait_for(process, "starts at")) == first
-            code, lines, err = rest_of(process)
+        with plain_loop(tmp_path) as loop:
+            assert steps_at_start(loop.line("starts at")) == first
+            code, lines, err = loop.end()
         assert code == 0, err
         assert lines[-1] == straight
 
 
 def test_a_second_copy_is_refused_in_words_that_fit(tmp_path: Path) -> None:
-    with plain_loop(tmp_path, pause_s=0.5) as process:
-        wait_for(process, "starts at")
+    with plain_loop(tmp_path, pause_s=0.5) as loop:
+        loop.line("starts at")
         with plain_loop(tmp_path) as copy:
-            code, _, err = rest_of(copy)
+            code, _, err = copy.end()
         assert code != 0
         told = err[err.rindex("FencedError") :]
-        assert f"{tmp_path} is in use by process {process.pid}" in told
-        assert f"kill {process.pid}" in told
+        assert f"{tmp_path} is in use by process {loop.pid}" in told
+        assert f"kill {loop.pid}" in told
         assert "launch.py" not in told
         assert len(told.splitlines()) <= 3
-        process.send_signal(signal.SIGTERM)
-        assert rest_of(process)[0] == SUSPENDED, "the first goes on untouched"
+        loop.send(signal.SIGTERM)
+        assert loop.end()[0] == SUSPENDED, "the first goes on untouched"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_program_that_does_not_look(tmp_path: Path, number: signal.Signals) -> None:
-    with python("-c", UNANSWERING, tmp_path, "stay") as process:
-        wait_for(process, "listens")
-        process.send_signal(number)
-        time.sleep(0.2)
-        process.send_signal(number)  # too soon: a scheduler may say it twice
-        time.sleep(0.6)
-        assert process.poll() is None
-        process.send_signal(number)
-        code, _, err = rest_of(process)
+    with running("-c", UNANSWERING, tmp_path, "stay") as loop:
+        loop.line("listens")
+        loop.send(number)
+        loop.line("heard 1")
+        loop.send(number)  # too soon: a scheduler may say it twice
+        loop.line("heard 2")
+        (tmp_path / "late").touch()
+        loop.send(number)
+        code, _, err = loop.end()
     assert code == 128 + number
     assert "a second time" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_after_finish_a_signal_does_what_it_did_before(tmp_path: Path, number: signal.Signals) -> None:
-    with python("-c", UNANSWERING, tmp_path, "finish") as process:
-        wait_for(process, "finished")
-        process.send_signal(number)
-        code, _, err = rest_of(process)
+    with running("-c", UNANSWERING, tmp_path, "finish") as loop:
+        loop.line("finished")
+        loop.send(number)
+        code, _, err = loop.end()
     assert code == -number
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
 
 
-@contextmanager
-def ranks(folder: Path, pause_s: float = PAUSE_S) -> Iterator[list[subprocess.Popen[bytes]]]:
+def ranks(folder: Path, pause_s: float = PAUSE_S) -> contextlib.AbstractContextManager[list[Program]]:
     (folder / "meet").unlink(missing_ok=True)
     command = ("-m", "tests.three_lines_one_rank", folder)
-    with python(*command, 0, 2, pause_s) as first, python(*command, 1, 2, pause_s) as second:
-        yield [first, second]
+    return running_all(*((*command, rank, 2, pause_s) for rank in range(2)))
 
 
 @pytest.fixture(scope="module")
 def straight_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with ranks(tmp_path_factory.mktemp("ranks")) as both:
-        ends = [rest_of(process) for process in both]
+        ends = ends_of(both)
     assert [code for code, _, _ in ends] == [0, 0], ends
     return [lines[-1] for _, lines, _ in ends]
 
 
 def test_one_rank_is_told_and_all_stop_at_the_same_step(tmp_path: Path, straight_ranks: list[str]) -> None:
-    with ranks(tmp_path) as both:
-        for process in both:
-            wait_for(process, "step 15")
-        both[1].send_signal(signal.SIGTERM)
-        ends = [rest_of(process) for process in both]
+    with ranks(tmp_path, TO_BE_STOPPED_S) as both:
+        for loop in both:
+            loop.line("step 15")
+        both[1].send(signal.SIGTERM)
+        ends = ends_of(both)
     assert [code for code, _, _ in ends] == [SUSPENDED] * 2, ends
     last = [[line for line in lines if line.startswith("step")][-1] for _, lines, _ in ends]
     assert last[0] == last[1]
     assert last[0] != "step 60"
     with ranks(tmp_path) as both:
-        begun = [wait_for(process, "starts") for process in both]
-        ends = [rest_of(process) for process in both]
-    assert begun == [f"starts {last[0].split()[1]}\n"] * 2
+        begun = [loop.line("starts") for loop in both]
+        ends = ends_of(both)
+    assert begun == [f"starts {last[0].split()[1]}"] * 2
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert [lines[-1] for _, lines, _ in ends] == straight_ranks
     assert straight_ranks[0] != straight_ranks[1], "each rank has generators of its own"
@@ -212,11 +186,11 @@ def test_one_rank_is_told_and_all_stop_at_the_same_step(tmp_path: Path, straight
 
 def test_a_refusal_reaches_all_ranks(tmp_path: Path) -> None:
     with ranks(tmp_path, pause_s=0.5) as both:
-        for process in both:
-            wait_for(process, "starts")
+        for loop in both:
+            loop.line("starts")
         meet = (tmp_path / "meet").rename(tmp_path / "meet-of-the-first")
         with ranks(tmp_path) as copies:
-            ends = [rest_of(process) for process in copies]
+            ends = ends_of(copies)
         assert meet.exists()
     for code, _, err in ends:
         assert code != 0

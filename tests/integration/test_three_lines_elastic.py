@@ -1,14 +1,13 @@
 """The three lines and the gradient hook in one plain loop: moved over numbers of workers, it keeps its bits."""
 
-import os
+import contextlib
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import Program, ends_of, running_all
+
 LOOP = """
 import hashlib, os, sys, time, torch
 from pathlib import Path
@@ -46,51 +45,31 @@ os._exit(0)
 """
 
 
-def start(folder: Path, attempt: int, world: int, pause_s: float = 0.1) -> list[subprocess.Popen[str]]:
+def workers(
+    folder: Path, attempt: int, world: int, pause_s: float
+) -> contextlib.AbstractContextManager[list[Program]]:
     folder.mkdir(exist_ok=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [str(folder), str(folder / f"meet{attempt}")]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", LOOP, *words, str(rank), str(world), str(pause_s)],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    return next(line for line in process.stdout if line.startswith(text))
-
-
-def ended(processes: list[subprocess.Popen[str]]) -> tuple[set[int], set[str]]:
-    try:
-        outs = [process.communicate(timeout=150)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return {process.returncode for process in processes}, {(out.splitlines() or [""])[-1] for out in outs}
+    meet = folder / f"meet{attempt}"
+    return running_all(*(("-c", LOOP, folder, meet, rank, world, pause_s) for rank in range(world)))
 
 
 @pytest.mark.timeout(400)
 def test_from_two_workers_to_three_to_one_it_has_the_bits_of_one(tmp_path: Path) -> None:
-    codes, straight = ended(start(tmp_path / "straight", 0, 1, 0.0))
-    assert codes == {0}
-    workers = start(tmp_path / "moved", 1, 2)
-    wait_for(workers[0], "step 6")
-    workers[1].send_signal(signal.SIGTERM)
-    assert ended(workers)[0] == {75}
-    workers = start(tmp_path / "moved", 2, 3)
-    assert int(wait_for(workers[0], "starts").split()[1]) >= 6
-    wait_for(workers[0], "step 15")
-    for worker in workers:
-        worker.kill()
-    ended(workers)
-    (last,) = start(tmp_path / "moved", 3, 1, 0.0)
-    begun = int(wait_for(last, "starts").split()[1])
-    assert 8 <= begun <= 20
-    assert ended([last]) == ({0}, straight)
+    with workers(tmp_path / "straight", 0, 1, 0.0) as (one,):
+        straight = one.end()
+    assert straight.code == 0, straight.err
+    with workers(tmp_path / "moved", 1, 2, 0.1) as two:
+        two[0].line("step 6")
+        two[1].send(signal.SIGTERM)
+        assert [end.code for end in ends_of(two)] == [75, 75]
+    with workers(tmp_path / "moved", 2, 3, 0.1) as three:
+        resumed = int(three[0].line("starts").split()[1])
+        assert resumed >= 6
+        three[0].line("step 15")
+        for worker in three:
+            worker.kill()
+    with workers(tmp_path / "moved", 3, 1, 0.0) as (last,):
+        assert resumed <= int(last.line("starts").split()[1]) < 24
+        end = last.end()
+    assert end.code == 0, end.err
+    assert end.lines[-1] == straight.lines[-1]
