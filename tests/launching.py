@@ -58,10 +58,10 @@ def status(run: RunFolder) -> dict[str, Any]:
     return json.loads(done.stdout)[0]
 
 
-def wait_until(fact: Callable[[], Any], timeout_s: float = 60) -> Any:
+def wait_until(fact: Callable[[], Any], timeout_s: float = 60, what: str = "") -> Any:
     """Return the first true value of ``fact``."""
     end = time.monotonic() + timeout_s
     while not (value := fact()):
-        assert time.monotonic() < end, f"waited in vain for {fact}"
+        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain: {what or fact}"
         time.sleep(0.02)
     return value

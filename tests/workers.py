@@ -1,7 +1,6 @@
 """Runs and their workers for tests: real processes, started as a scheduler would, but without one."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -52,7 +51,7 @@ def stop(
     workers: list[subprocess.Popen], number: int = signal.SIGTERM, ranks: list[int] | None = None
 ) -> None:
     for rank in range(len(workers)) if ranks is None else ranks:
-        os.kill(workers[rank].pid, number)
+        workers[rank].send_signal(number)
 
 
 def run_to_end(run: RunFolder, world_size: int = 1) -> str:

@@ -7,7 +7,7 @@ import pytest
 from get3d_cluster.core.job import Cause, Resources
 from get3d_cluster.errors import UsageError
 from get3d_cluster.schedulers.base import Scheduler
-from tests.integration.fake_attempts import causes, ended, make_run, started, told, wait_for
+from tests.integration.fake_attempts import causes, ended, make_run, release, started, told, wait_for
 
 LONG = {"*": {"seconds": 60}}
 
@@ -66,11 +66,12 @@ class SchedulerContract:
         assert (outcome.cause, outcome.exit_code) == (Cause.SUSPENDED, 76)
 
     def test_submitting_twice_starts_one_attempt(self, scheduler: Scheduler, tmp_path: Path):
-        run = make_run(tmp_path / "run", {"*": {"seconds": 1}})
+        run = make_run(tmp_path / "run", LONG)
         names = {scheduler.submit(run, Resources()) for _ in range(3)}
         assert len(names) == 1
         started(run, 1)
         assert scheduler.submit(run, Resources()) in names
+        release(run)
         wait_for(lambda: scheduler.standing(run).state == "absent")
         assert run.attempts() == [1]
 

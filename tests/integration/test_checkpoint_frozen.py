@@ -10,15 +10,16 @@ import torch
 
 from get3d_cluster.core.job import Cause, CheckpointConfig
 from get3d_cluster.runtime.checkpoint import Checkpoints
-from get3d_cluster.runtime.checkpoint_link import SharedMemory
 from get3d_cluster.runtime.checkpoint_saver import Flight
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from get3d_cluster.train.trainer import Get3dTrainer
 from jobs.train import make
 from tests import train_setup as setup
+from tests.launching import wait_until
 
 REASON = StopReason(cause=Cause.PREEMPTED, grace_s=None)
 NUM_STEPS = 6
@@ -90,13 +91,19 @@ def test_without_the_trainers_announcements_copies_are_torn(
     config: Any, by_the_worker: dict[int, str], tmp_path: Path
 ) -> None:
     def wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
-        real = SharedMemory.copy
+        copy, step, ended = Flight._copy_part, Get3dTrainer.step, []
 
-        def late(self: SharedMemory, place: int, tensor: torch.Tensor) -> None:
-            time.sleep(0.01)
-            real(self, place, tensor)
+        def counted(self: Get3dTrainer) -> None:
+            step(self)
+            ended.append(self)
 
-        patch.setattr(SharedMemory, "copy", late)
+        def late(self: Flight, part: str) -> None:
+            now = len(ended)
+            wait_until(lambda: len(ended) > now or part != "generator" or now == NUM_STEPS)
+            copy(self, part)
+
+        patch.setattr(Get3dTrainer, "step", counted)
+        patch.setattr(Flight, "_copy_part", late)
         patch.setattr(Flight, "wait_for", lambda *_: None)
 
     found = saved_while_training(tmp_path / "run", config, wait_for_nothing)

@@ -2,12 +2,12 @@
 
 import json
 import random
-import time
 from pathlib import Path
 
 import pytest
 
 from get3d_cluster.runtime.run_folder import RunFolder
+from tests.launching import wait_until
 from tests.trained_run import models, trained
 from tests.workers import logs, make_run, start, stop, wait
 
@@ -68,12 +68,13 @@ def test_killed_twice_the_numbers_are_those_of_an_undisturbed_run(
     run = evaluation(training, tmp_path)
     rng = random.Random()
     for _ in range(2):
-        before = files_in(tmp_path)
+        wanted = files_in(tmp_path) + rng.randrange(2, 8)
         workers = start(run, 2)
-        end = time.monotonic() + 60
-        while files_in(tmp_path) < before + rng.randrange(2, 8) and time.monotonic() < end:
-            assert any(worker.poll() is None for worker in workers), logs(run)
-            time.sleep(0.005)
+        wait_until(
+            lambda workers=workers, wanted=wanted: (
+                files_in(tmp_path) >= wanted or all(worker.poll() is not None for worker in workers)
+            )
+        )
         stop(workers, 9)
         assert set(wait(workers)) <= {KILLED, 0}
     assert wait(start(run)) == [0], logs(run)

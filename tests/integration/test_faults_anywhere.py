@@ -287,8 +287,8 @@ def test_a_notice_between_any_two_micro_shards_is_obeyed_after_the_whole_step(
         run = a_run(tmp_path / f"after-{at}")
 
         def act(at: int = at, run: RunFolder = run) -> int:
-            tell_after(GradientReducer, "add", at)
             notices = Notices()
+            tell_after(notices, GradientReducer, "add", at)
             notices.install()
             return run_worker([str(run.path)], notices)
 
@@ -299,7 +299,7 @@ def test_a_notice_between_any_two_micro_shards_is_obeyed_after_the_whole_step(
         check_the_end(run, uninterrupted)
 
 
-def tell_after(owner: type, name: str, at: int) -> None:
+def tell_after(notices: Notices, owner: type, name: str, at: int) -> None:
     """Send this process a real signal after its call number ``at`` of a method, and wait until it was noted."""
     real, count = getattr(owner, name), 0
 
@@ -309,7 +309,8 @@ def tell_after(owner: type, name: str, at: int) -> None:
         count += 1
         if count == at:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.05)
+            while not notices.received:
+                time.sleep(0.001)
         return result
 
     setattr(owner, name, told)

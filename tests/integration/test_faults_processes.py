@@ -70,7 +70,7 @@ def test_a_worker_that_dies_while_all_leave_costs_at_most_the_steps_since_the_la
 def test_a_run_that_was_put_to_sleep_goes_on_as_if_nothing_had_been(
     tmp_path: Path, uninterrupted: str, asleep_s: float
 ) -> None:
-    run = make_run(tmp_path / "run", UNEVEN, "step_s=0.05")
+    run = make_run(tmp_path / "run", UNEVEN, "step_s=0.3")
     workers = start(run, 2)
     wait_for_step(run, 3)
     stop(workers, signal.SIGSTOP)

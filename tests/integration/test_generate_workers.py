@@ -10,6 +10,7 @@ import pytest
 from get3d_cluster.runtime.run_folder import RunFolder
 from tests import workers
 from tests.generate_setup import trained
+from tests.launching import wait_until
 
 SMALL = (
     "num_shapes=16",
@@ -47,9 +48,7 @@ def test_two_workers_killed_in_the_middle_write_what_one_writes(run: RunFolder, 
     assert workers.wait(workers.start(calm, 1)) == [0], workers.logs(calm)
     rough = started(run, tmp_path, "rough")
     both = workers.start(rough, 2)
-    end_s = time.monotonic() + 90
-    while len(list((tmp_path / "rough").glob("*.json"))) < 2 and time.monotonic() < end_s:
-        time.sleep(0.01)
+    wait_until(lambda: len(list((tmp_path / "rough").glob("*.json"))) >= 2, 90)
     time.sleep(0.1 * random.Random(0).random())
     for worker in both:
         worker.kill()

@@ -1,7 +1,6 @@
 """Real workers over gloo: equal bits, a dead worker, a flipped bit, the example of the docs."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,13 +63,14 @@ def test_the_example_gives_the_same_weights_on_two_workers_and_on_one() -> None:
 
 
 def example(world: int) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    import torch
+
+    here = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)  # as torchrun does: no port is guessed
     place = {
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(here.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "PYTHONPATH": str(ROOT),
     }
     workers = [

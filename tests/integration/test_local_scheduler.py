@@ -18,7 +18,7 @@ from get3d_cluster.schedulers import local_files, open_scheduler
 from get3d_cluster.schedulers.local import LocalScheduler
 from get3d_cluster.schedulers.local_files import QueueFolder
 from get3d_cluster.schedulers.local_machine import session_members
-from tests.integration.fake_attempts import causes, ended, make_run, started, told, wait_for
+from tests.integration.fake_attempts import causes, ended, make_run, release, started, told, wait_for
 from tests.integration.scheduler_contract import LONG, SchedulerContract
 from tests.workers import PLAIN, logs, wait_for_step
 from tests.workers import make_run as make_real_run
@@ -88,18 +88,19 @@ def is_absent(scheduler: LocalScheduler, run: RunFolder) -> bool:
 
 
 def test_runs_share_slots_and_the_third_waits_and_says_so(scheduler, tmp_path):
-    runs = [make_run(tmp_path / f"run{index}", {"*": {"seconds": 2.0}}) for index in range(3)]
+    runs = [make_run(tmp_path / f"run{index}", LONG) for index in range(3)]
     for run in runs:
         scheduler.submit(run, Resources())
     started(runs[0], 1)
     started(runs[1], 1)
     wait_for(lambda: scheduler.standing(runs[2]).why == "waits for 1 of 2 slots")
     assert [scheduler.standing(run).state for run in runs[:2]] == ["running", "running"]
-    first_end = min(
-        wait_for(lambda run=run: run.done_path.exists() and run.done_path.stat().st_mtime) for run in runs[:2]
-    )
+    release(runs[1])
+    release(runs[2])
     ended(runs[2], 1)
+    first_end = runs[1].done_path.stat().st_mtime
     assert (runs[2].attempt_dir(1) / "started.0").stat().st_mtime > first_end
+    assert scheduler.standing(runs[0]).state == "running"
 
 
 def test_nodes_are_process_groups_and_threads_follow_the_request(scheduler, tmp_path):
@@ -124,7 +125,7 @@ def test_suspend_gives_notice_then_kills_after_the_grace(scheduler, tmp_path):
     notice = told(run, 1, rank=1)
     assert notice["notice"]["grace_s"] == 1.5
     outcome = ended(run, 1)
-    assert 1.3 < time.time() - notice["at"] < 4
+    assert time.time() - notice["at"] > 1.3
     assert (outcome.cause, outcome.exit_code) == (Cause.SUSPENDED, 76)
     assert "SIGKILL" in outcome.message
     assert read_json(run.attempt_dir(1) / "exit.json")["codes"] == {"0": -9, "1": -9}
@@ -160,25 +161,27 @@ def test_resume_of_a_run_that_is_still_leaving_is_not_lost(scheduler, tmp_path):
 
 
 def test_killed_queue_process_neither_stops_nor_forgets_a_run(scheduler, tmp_path):
-    run = make_run(tmp_path / "run", {"*": {"seconds": 2.5}})
+    run = make_run(tmp_path / "run", LONG)
     waiting = make_run(tmp_path / "waiting")
     scheduler.submit(run, Resources(workers_per_node=2))
     scheduler.submit(waiting, Resources())
     started(run, 1, 1)
     kill_queue(scheduler.folder)
     assert scheduler.standing(run).state == "running"
+    release(run)
     assert ended(run, 1).cause is Cause.FINISHED
     assert ended(waiting, 1).cause is Cause.FINISHED
     assert run.attempts() == [1]
 
 
 def test_supervisor_brings_a_killed_queue_back_without_any_client(scheduler, tmp_path):
-    run = make_run(tmp_path / "run", {"*": {"seconds": 1.0}})
+    run = make_run(tmp_path / "run", LONG)
     waiting = make_run(tmp_path / "waiting")
     scheduler.submit(run, Resources(workers_per_node=2))
     scheduler.submit(waiting, Resources())
     started(run, 1, 1)
     kill_queue(scheduler.folder)
+    release(run)
     assert ended(waiting, 1).cause is Cause.FINISHED
 
 
@@ -271,7 +274,7 @@ def test_higher_priority_preempts_the_lower_run_which_returns(scheduler, tmp_pat
 
 
 def test_submission_outlives_the_shell_that_made_it(scheduler, tmp_path):
-    run = make_run(tmp_path / "run", {"*": {"seconds": 1.5}})
+    run = make_run(tmp_path / "run", LONG)
     shell = subprocess.Popen(
         ["bash", "-c", '"$0" -c "$1" "$2"; sleep 60', sys.executable, SUBMIT, str(run.path)],
         cwd=ROOT,
@@ -281,6 +284,7 @@ def test_submission_outlives_the_shell_that_made_it(scheduler, tmp_path):
     os.killpg(shell.pid, signal.SIGHUP)
     os.killpg(shell.pid, signal.SIGKILL)
     shell.wait()
+    release(run)
     assert ended(run, 1).cause is Cause.FINISHED
 
 

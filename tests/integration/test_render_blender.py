@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 from get3d_cluster.core.cameras import FOV_RAD, RADIUS, blender_position, cam_to_world, quaternion
 from preprocess.blender import Blender
 from preprocess.images import ImageConfig, worker_settings
+from tests.launching import wait_until
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -106,9 +106,8 @@ def test_depth_and_normals_are_those_of_the_geometry_and_the_same_after_a_kill(t
         facing = ((normal[both].astype(float) - 1) / 65534 * 2 - 1) * known_normal[both]
         assert np.mean(facing.sum(-1) > 0.999) > 0.97
     process = start(tmp_path, "rough", temporary, **wanted)
-    while not list((tmp_path / "rough").rglob("000.png")):
-        time.sleep(0.005)
-        assert process.poll() is None
+    wait_until(lambda: list((tmp_path / "rough").rglob("000.png")) or process.poll() is not None, 100)
+    assert process.poll() is None
     process.kill()
     process.wait()
     left = list(temporary.iterdir())

@@ -14,6 +14,7 @@ from PIL import Image
 
 from get3d_cluster.core.cameras import FOV_RAD, RADIUS, cam_to_world
 from preprocess.quality import magenta_share
+from tests.launching import wait_until
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -59,47 +60,54 @@ def fake_models(folder: Path, count: int) -> None:
 IMAGE = {"resolution": 32, "num_views": 4, "samples": 1}
 
 
+def wait_for_images(out: Path, count: int, *workers: subprocess.Popen) -> None:
+    """Wait until so many lie there; the workers are killed if there are not."""
+
+    def are_there() -> bool:
+        assert all(worker.poll() is None for worker in workers), "a worker ended before it was disturbed"
+        return len(list(out.rglob("*.png"))) >= count
+
+    try:
+        wait_until(are_there, 100, f"{count} images in {out}")
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        raise
+
+
 def test_killed_again_and_again_the_images_are_those_of_an_undisturbed_run(
     tmp_path: Path, fake: Path
 ) -> None:
-    fake_models(tmp_path, 5)
+    fake_models(tmp_path, 14)
     assert start(tmp_path, "calm", fake, IMAGE).wait(60) == 0
     rng = random.Random(0)
     for kills in range(1, 5):
         process = start(tmp_path, "rough", fake, IMAGE)
-        while len(list((tmp_path / "rough").rglob("*.png"))) < 4 * kills:
-            time.sleep(0.01)
-            assert process.poll() is None
+        wait_for_images(tmp_path / "rough", 4 * kills, process)
         time.sleep(0.06 * rng.random())
         process.kill()
         process.wait()
     assert start(tmp_path, "rough", fake, IMAGE).wait(60) == 0
     assert tree(tmp_path / "rough") == tree(tmp_path / "calm")
-    assert len(list((tmp_path / "rough" / "img").rglob("*.png"))) == 20
+    assert len(list((tmp_path / "rough" / "img").rglob("*.png"))) == 56
 
 
 def test_a_killed_worker_leaves_no_render_process(tmp_path: Path, fake: Path) -> None:
-    fake_models(tmp_path, 5)
+    fake_models(tmp_path, 12)
     process = start(tmp_path, "out", fake, IMAGE)
-    while not list((tmp_path / "out").rglob("*.png")):
-        time.sleep(0.05)
-        assert process.poll() is None
+    wait_for_images(tmp_path / "out", 1, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 1
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{children[0]}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not Path(f"/proc/{children[0]}").exists())
 
 
 def test_two_workers_share_the_models_and_the_one_that_dies_is_succeeded(tmp_path: Path, fake: Path) -> None:
-    fake_models(tmp_path, 6)
+    fake_models(tmp_path, 12)
     assert start(tmp_path, "alone", fake, IMAGE).wait(60) == 0
     workers = [start(tmp_path, "pair", fake, IMAGE, rank, 2) for rank in range(2)]
-    while len(list((tmp_path / "pair").rglob("*.png"))) < 6:
-        time.sleep(0.02)
+    wait_for_images(tmp_path / "pair", 6, *workers)
     workers[0].kill()
     workers[0].wait()
     assert workers[1].wait(60) == 0
@@ -118,18 +126,15 @@ def test_each_model_is_rendered_by_one_of_the_workers(tmp_path: Path, fake: Path
 def test_a_notice_ends_a_worker_soon_and_another_number_of_workers_goes_on(
     tmp_path: Path, fake: Path
 ) -> None:
-    fake_models(tmp_path, 6)
+    fake_models(tmp_path, 24)
     workers = [start(tmp_path, "out", fake, IMAGE, rank, 2) for rank in range(2)]
-    while len(list((tmp_path / "out").rglob("*.png"))) < 4:
-        time.sleep(0.02)
+    wait_for_images(tmp_path / "out", 4, *workers)
     for worker in workers:
         worker.terminate()
-    begun = time.monotonic()
-    assert [worker.wait(10) for worker in workers] == [0, 0]
-    assert time.monotonic() - begun < 3
-    assert len(list((tmp_path / "out" / "img").rglob("*.png"))) < 24
-    assert start(tmp_path, "out", fake, IMAGE).wait(60) == 0
-    assert len(list((tmp_path / "out" / "img").rglob("*.png"))) == 24
+    assert [worker.wait(60) for worker in workers] == [0, 0]
+    assert len(list((tmp_path / "out" / "img").rglob("*.png"))) < 96
+    assert start(tmp_path, "out", fake, IMAGE).wait(100) == 0
+    assert len(list((tmp_path / "out" / "img").rglob("*.png"))) == 96
 
 
 # From here on: Blender itself.
@@ -179,9 +184,7 @@ def test_blender_killed_between_views_gives_the_same_bits(tmp_path: Path) -> Non
     write_box(tmp_path, "b")
     assert start(tmp_path, "calm", BLENDER, REAL).wait(60) == 0
     process = start(tmp_path, "rough", BLENDER, REAL)
-    while not list((tmp_path / "rough").rglob("*.png")):
-        time.sleep(0.005)
-        assert process.poll() is None
+    wait_for_images(tmp_path / "rough", 1, process)
     process.kill()
     process.wait()
     assert start(tmp_path, "rough", BLENDER, REAL).wait(60) == 0

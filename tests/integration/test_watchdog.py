@@ -63,7 +63,7 @@ def test_a_worker_that_keeps_the_interpreter_to_itself_is_found_by_the_others(tm
 
 
 def test_workers_that_were_stopped_for_longer_and_go_on_are_not_hung(tmp_path):
-    run = make_run(tmp_path / "run", PLAIN, "num_steps=30", "step_s=0.05", *HANG)
+    run = make_run(tmp_path / "run", PLAIN, "num_steps=60", "step_s=0.1", *HANG)
     workers = start(run, 2)
     wait_for_step(run, 5)
     stop(workers, signal.SIGSTOP)
@@ -72,7 +72,7 @@ def test_workers_that_were_stopped_for_longer_and_go_on_are_not_hung(tmp_path):
     assert wait(workers) == [0, 0], logs(run)
     assert "counts as no hang" in run.log_path(1, 0).read_text()
     assert not [row for row in read_rows(run.events_path) if row["event"] == "hung"]
-    assert final_digest(run) == run_to_end(make_run(tmp_path / "whole", PLAIN, "num_steps=30"))
+    assert final_digest(run) == run_to_end(make_run(tmp_path / "whole", PLAIN, "num_steps=60"))
 
 
 def test_the_times_of_a_real_run_add_up_and_its_steps_are_seen(tmp_path):
@@ -90,9 +90,10 @@ def test_the_times_of_a_real_run_add_up_and_its_steps_are_seen(tmp_path):
     found = goodput_of(run).attempts
     first, second = found[1], found[2]
     lived = {number: item.wall_s - item.queued_s for number, item in found.items()}
-    assert abs(lived[2] - last_s) < 0.1 * last_s + 0.3
-    assert 0.0 <= middle_s - lived[1] < 6.0  # the last heartbeat may be so old when it is killed
-    assert abs(second.productive_s - 30 * 0.1) < 1.0
-    assert first.productive_s + first.redone_s <= 1.8
-    assert abs(first.productive_s - 10 * 0.1) < 0.5
+    assert -0.3 < last_s - lived[2] < 0.1 * last_s + 5.0
+    assert 0.0 <= middle_s - lived[1] < 10.0  # the last heartbeat may be 5 s old when it is killed
+    assert 10 * 0.1 <= first.productive_s <= first.productive_s + first.redone_s < lived[1]
+    assert second.productive_s >= 30 * 0.1
     assert second.starting_s > 0.3
+    known_s = second.productive_s + second.waiting_s + second.saving_s + second.starting_s
+    assert known_s + second.redone_s <= lived[2] + 0.01

@@ -36,9 +36,10 @@ def test_a_high_job_preempts_a_low_one_which_comes_back(cluster: Cluster) -> Non
     low = cluster.submit('echo "start ${SLURM_RESTART_COUNT:-0}"; sleep 100', "-N2", "--exclusive")
     out = cluster.folder / f"{low}.out"
     cluster.wait_until(lambda: out.exists() and "start 0" in out.read_text(), "the low job runs")
-    high = cluster.preempt(4, 2)
-    cluster.wait_state(high, "RUNNING", "COMPLETED")
+    high = cluster.preempt(4, 100)
+    cluster.wait_state(high, "RUNNING")
     assert cluster.state(low) == "PENDING"
+    cluster.run("scancel", high)
     cluster.wait_until(lambda: "start 1" in out.read_text(), "the low job is back")
     assert cluster.job(low)["Restarts"] == "1"
 

@@ -3,7 +3,6 @@
 import pytest
 
 from get3d_cluster.schedulers.slurm import SlurmScheduler
-from tests.integration import fake_attempts
 from tests.integration.scheduler_contract import SchedulerContract
 from tests.slurm.cluster import Cluster
 
@@ -12,7 +11,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def scheduler(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> SlurmScheduler:
-    monkeypatch.setattr(fake_attempts, "TIMEOUT_S", 60)
     monkeypatch.setattr("get3d_cluster.schedulers.slurm.GATE_S", 4.0)
     return SlurmScheduler()
 

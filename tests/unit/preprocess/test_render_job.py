@@ -168,7 +168,7 @@ def test_a_hanging_view_is_killed_and_quarantined(tmp_path: Path, fake: Path) ->
     begun = time.monotonic()
     rendered(tmp_path, job)
     assert quarantined(job.out) == {"hang": "timeout"}
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 100  # the view hangs for 600
 
 
 def test_a_notice_during_a_long_view_ends_it_and_blames_nobody(
@@ -185,7 +185,7 @@ def test_a_notice_during_a_long_view_ends_it_and_blames_nobody(
         rank.run(work, session)
     finally:
         session.notices.uninstall()
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 50  # the view hangs for 600, and may for 60
     assert not work.is_done()
     assert quarantined(job.out) == {}
     assert list(work._tree.claims.iterdir()) == []

@@ -125,8 +125,8 @@ def test_a_part_that_is_announced_is_copied_later_and_waited_for(
     assert saver.begin(1, state, {}, later=["net"])  # returns although net cannot be copied yet
     saver.wait_for(["adam", "alone", "unknown"])
     state["alone"].add_(1)
-    threading.Timer(0.2, may_copy.set).start()
     begun_s = time.monotonic()
+    threading.Timer(0.2, may_copy.set).start()
     saver.wait_for(["net"])
     assert time.monotonic() - begun_s > 0.1
     state["net"]["w"].add_(1)

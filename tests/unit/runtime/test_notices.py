@@ -10,7 +10,7 @@ import pytest
 from get3d_cluster.runtime.notices import STOP_SIGNALS, Notices
 
 
-def wait_until(condition, limit_s=5.0):
+def wait_until(condition, limit_s=60):
     end = time.monotonic() + limit_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -48,22 +48,22 @@ def test_without_patience_any_number_of_signals_is_only_noted(monkeypatch):
         for count in (1, 2, 3):
             os.kill(os.getpid(), signal.SIGTERM)
             assert wait_until(lambda count=count: len(notices.received) == count)
-            time.sleep(0.02)
+        monkeypatch.setattr("get3d_cluster.runtime.notices.BURST_S", 100.0)
         assert not notices.is_urgent  # a burst is one notice
-        monkeypatch.setattr("get3d_cluster.runtime.notices.BURST_S", 0.01)
+        monkeypatch.setattr("get3d_cluster.runtime.notices.BURST_S", 0.0)
         assert notices.is_urgent
     finally:
         notices.uninstall()
 
 
 def test_signals_from_before_the_handlers_are_recalled_with_their_age(tmp_path):
-    record = tmp_path / "early.rank0000"
+    record, begun_s = tmp_path / "early.rank0000", time.monotonic()
     record.write_text(f"USR2 {time.time() - 7:.3f}\nNONSENSE 1\ntorn")
     notices = Notices()
     notices.recall(record)
     notices.recall(tmp_path / "none")
     assert notices.signal_name == "SIGUSR2"
-    assert 6.5 < time.monotonic() - notices.first_s < 8
+    assert abs(begun_s - 7 - notices.first_s) < 0.1 + (time.monotonic() - begun_s)
 
 
 def test_an_answered_notice_is_not_cut_short_by_the_scheduler(monkeypatch):

@@ -168,7 +168,7 @@ def test_a_heartbeat_is_shown_at_once_when_the_phase_changes(tmp_path: Path) -> 
     pulse = watchdog.watch(run, 2, 3, 4, hang_s=0.0, together=True)
     with pulse.counting("data"):
         time.sleep(0.01)
-    end_s = time.monotonic() + 3.0
+    end_s = time.monotonic() + 60
     for phase, step in (("step", 7), ("leaving", 8)):
         pulse.beat(phase, step)
         shown = None

@@ -148,7 +148,7 @@ def test_members_of_a_session_are_found_by_leader_start_and_boot():
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
     leader = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     identity = ProcessId.of(leader.pid)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 25
     while not (members := session_members(identity)) and time.monotonic() < end:
         time.sleep(0.02)
     assert len(members) == 1

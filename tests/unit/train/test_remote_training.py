@@ -83,7 +83,7 @@ def watched(work: Any) -> Watched:
 
 def wait_for_what_is_expected(work: Any) -> int:
     """Return how many images were made ahead, once there are no others to come."""
-    slots, end_s = work._dataset._ahead._slots, time.monotonic() + 20
+    slots, end_s = work._dataset._ahead._slots, time.monotonic() + 60
     while any(slot.value is None for slot in slots.values()) and time.monotonic() < end_s:
         time.sleep(0.002)
     return len(slots)
