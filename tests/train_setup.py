@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from get3d_cluster import config as configuration
-from get3d_cluster.core.job import Resources
 from get3d_cluster.data.format import (
     INDEX_NAME,
     Index,
@@ -20,12 +19,9 @@ from get3d_cluster.data.format import (
     index_bytes,
     write_shard,
 )
-from get3d_cluster.dist.group import Group, SoloGroup
-from get3d_cluster.runtime.events import EventLog, MetricLog
-from get3d_cluster.runtime.notices import Notices
-from get3d_cluster.runtime.run_folder import RunFolder
-from get3d_cluster.runtime.session import Session
+from get3d_cluster.dist.group import Group
 from jobs.train import Config
+from tests.sessions import session_of
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 NUM_MODELS, NUM_VIEWS = 5, 4
@@ -54,27 +50,11 @@ def tiny_config(data: Path, *overrides: str) -> Config:
     return configuration.load(Config, CONFIGS / "tiny_test.yaml", [f"data.path={data}", *overrides])
 
 
-def session(folder: Path, group: Group | None = None) -> Session:
-    """Return a session in a run folder of its own."""
-    group = group or SoloGroup()
-    run = RunFolder(folder)
-    run.path.mkdir(parents=True, exist_ok=True)
-    return Session(
-        run=run,
-        attempt=1,
-        group=group,
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 1, group.rank),
-        metrics=MetricLog(run.metrics_path, enabled=group.rank == 0),
-    )
-
-
 def trainer(config: Config, folder: Path, group: Group | None = None) -> Any:
     """Return what the job makes, in a run folder below ``folder``."""
     from jobs.train import make
 
-    return make(config, session(folder, group))
+    return make(config, session_of(folder, group))
 
 
 def _sample(key: str, place: tuple[int, int], png: bytes, view: int) -> Sample:
@@ -101,4 +81,4 @@ def _disc(size: int, model: int, view: int, tint: int) -> bytes:
     return out.getvalue()
 
 
-__all__ = ["dataset", "session", "tiny_config", "trainer"]
+__all__ = ["dataset", "tiny_config", "trainer"]

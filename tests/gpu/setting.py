@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from get3d_cluster.core.job import Resources
-from get3d_cluster.dist.group import Group, SoloGroup
+from get3d_cluster.dist.group import Group
 from get3d_cluster.get3d.config import (
     DiscriminatorConfig,
     FieldsConfig,
@@ -27,10 +26,6 @@ from get3d_cluster.get3d.config import (
     RenderConfig,
     TrunkConfig,
 )
-from get3d_cluster.runtime.events import EventLog, MetricLog
-from get3d_cluster.runtime.notices import Notices
-from get3d_cluster.runtime.run_folder import RunFolder
-from get3d_cluster.runtime.session import Session
 from get3d_cluster.train.config import (
     AverageConfig,
     BatchConfig,
@@ -40,6 +35,7 @@ from get3d_cluster.train.config import (
     TrainerConfig,
     WatchConfig,
 )
+from tests.sessions import session_of
 
 Facts = dict[str, Any]
 Check = Callable[["Setting"], Facts]
@@ -258,18 +254,7 @@ def trainer(setting: Setting, config: TrainerConfig, group: Group | None = None)
     """Return the trainer that the job makes, without what it shows to people."""
     from get3d_cluster.train.trainer import Get3dTrainer
 
-    group = group or SoloGroup()
-    run = RunFolder(setting.path("run"))
-    session = Session(
-        run=run,
-        attempt=1,
-        group=group,
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 1, group.rank),
-        metrics=MetricLog(run.metrics_path, enabled=group.rank == 0),
-        device=setting.device,
-    )
+    session = session_of(setting.path("run"), group, device=setting.device)
     return Get3dTrainer(config, session, dataset(setting, config))
 
 

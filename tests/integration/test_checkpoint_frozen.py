@@ -20,6 +20,7 @@ from get3d_cluster.train.trainer import Get3dTrainer
 from jobs.train import make
 from tests import train_setup as setup
 from tests.launching import wait_until
+from tests.sessions import session_of
 
 REASON = StopReason(cause=Cause.PREEMPTED, grace_s=None)
 NUM_STEPS = 6
@@ -27,7 +28,7 @@ NUM_STEPS = 6
 
 def digests(folder: Path, config: Any, checkpoint: CheckpointConfig) -> dict[int, str]:
     """Train, and return the digest of each step that was saved."""
-    session = setup.session(folder)
+    session = session_of(folder)
     checkpoints = Checkpoints(open_storage(session.run.checkpoints_dir), checkpoint, lambda: None)
     run_steps(make(config, session), session, checkpoints, checkpoint, lambda: REASON)
     rows = read_rows(RunFolder(folder).events_path)

@@ -16,6 +16,7 @@ from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
 from jobs.train import make
 from tests import train_setup as setup
+from tests.sessions import session_of
 
 PHASES = (
     "_watch",
@@ -35,7 +36,7 @@ def checkpoints_of(run: RunFolder) -> Checkpoints:
 
 def go(folder: Path, config: Any, phase: str = "") -> Any:
     """Run one attempt, with a real notice at the end of ``phase`` of the first step that has it."""
-    session = setup.session(folder)
+    session = session_of(folder)
     work = make(config, session)
     if phase:
         real = getattr(work, phase)

@@ -14,15 +14,13 @@ from get3d_cluster.cli.status import row_of
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, Position, Resources
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import ExitCode, SchedulerError
-from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.loop import Progress
-from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
-from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers import notes, slurm, slurm_end, slurm_files, slurm_query, slurm_start
 from get3d_cluster.schedulers.slurm import SlurmScheduler
 from get3d_cluster.schedulers.slurm_entry import Start
 from get3d_cluster.schedulers.slurm_files import Place
+from tests.sessions import session_of
 from tests.slurm.cluster import Cluster
 from tests.slurm.fake_commands import FakeSlurm, shim
 from tests.slurm.items import JOB, check_items, events, log_of, submit, wait_done
@@ -562,16 +560,7 @@ def test_an_array_of_a_job_without_items_is_refused_before_anything_is_made(
 def progress_of(
     run: RunFolder, element: int | None, rank: int, world_size: int = 40, start_step: int | None = None
 ) -> Progress:
-    session = Session(
-        run=run,
-        attempt=rank + 1,
-        group=SoloGroup(rank, world_size),
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 1, rank),
-        metrics=MetricLog(run.metrics_path),
-        element=element,
-    )
+    session = session_of(run.path, SoloGroup(rank, world_size), rank + 1, element=element)
     return Progress(session, start_step)
 
 

@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Outcome, Position, Resources
+from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Outcome, Position
 from get3d_cluster.core.policy import LONGEST_S, SHORTEST_S, UNKNOWN_MTBI_S
-from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.runtime import cadence
 from get3d_cluster.runtime.cadence import CONTENTION, Cadence, interruptions_of
 from get3d_cluster.runtime.checkpoint import Checkpoints
-from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import run_steps
-from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
-from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.sessions import session_of
 
 AUTO = CheckpointConfig(auto=True, every_s=77.0)
 HOUR = 3600.0
@@ -145,15 +143,7 @@ def test_a_training_saves_by_what_its_own_saves_and_losses_were(
 
     monkeypatch.setattr(cadence, "best_period_s", period_s)
     config = CheckpointConfig(auto=True, every_s=0.03)
-    session = Session(
-        run=run,
-        attempt=run.new_attempt(),
-        group=SoloGroup(),
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 3, 0),
-        metrics=MetricLog(run.metrics_path),
-    )
+    session = session_of(tmp_path, attempt=run.new_attempt())
     checkpoints = Checkpoints(open_storage(run.checkpoints_dir), config, lambda: None)
     run_steps(Work(), session, checkpoints, config, lambda: StopReason(cause=Cause.PREEMPTED, grace_s=None))
     saves = [row for row in read_rows(run.events_path) if row["event"] == "save"]

@@ -8,19 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
+from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.dist.replicas import check_replicas
 from get3d_cluster.errors import HeldError
 from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints
 from get3d_cluster.runtime.checkpoint_saver import Saver
-from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.loop import run_steps
-from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
-from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.sessions import session_of
 from tests.workers_in_memory import on_all
 
 CONFIG = CheckpointConfig(keep_last=2, every_s=0, every_steps=2, background_mb=0)
@@ -101,19 +99,10 @@ class Drifting:
 
 
 def test_workers_that_drift_apart_stop_and_the_checkpoint_of_before_is_there(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.write_spec(JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00"))
+    run = session_of(tmp_path).run
 
     def work(group: Any) -> str:
-        session = Session(
-            run=run,
-            attempt=1,
-            group=group,
-            resources=Resources(),
-            notices=Notices(),
-            events=EventLog(run.events_path, 1, group.rank),
-            metrics=MetricLog(run.metrics_path, enabled=group.rank == 0),
-        )
+        session = session_of(tmp_path, group)
         config = replace(CONFIG, background_mb=4.0)  # written between two steps
         checkpoints = Checkpoints(open_storage(run.checkpoints_dir), config, lambda: None)
         reason = StopReason(cause=Cause.PREEMPTED, grace_s=None)

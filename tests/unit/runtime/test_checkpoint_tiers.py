@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
+from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import CheckpointError
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.checkpoint_files import names_in
 from get3d_cluster.runtime.checkpoint_link import Link, WriterDiedError
 from get3d_cluster.runtime.checkpoint_saver import Saver
-from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, run_steps
-from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.sessions import session_of
 
 SPEC = JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00")
 
@@ -224,19 +224,6 @@ class Counting:
     def load(self, state: dict[str, Any]) -> None:
         self.net.copy_(state["net"])
         self.done = state["counters"]["done"]
-
-
-def session_of(folder: Path) -> Session:
-    run = RunFolder(folder)
-    return Session(
-        run=run,
-        attempt=1,
-        group=SoloGroup(),
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 1, 0),
-        metrics=MetricLog(run.metrics_path),
-    )
 
 
 def go(folder: Path, told_at: int) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
-from get3d_cluster.dist.group import SoloGroup
+from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.errors import FencedError, UsageError
 from get3d_cluster.runtime import fingerprint
 from get3d_cluster.runtime.checkpoint import (
@@ -18,13 +17,12 @@ from get3d_cluster.runtime.checkpoint import (
     load_optimizer,
     optimizer_state,
 )
-from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, run_items, run_steps
-from get3d_cluster.runtime.notices import Notices
-from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.sessions import session_of
 
 PREEMPTED = StopReason(cause=Cause.PREEMPTED, grace_s=30.0)
 IN_TIME = StopReason(cause=Cause.PREEMPTED, grace_s=1e9)
@@ -62,17 +60,7 @@ class Count:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    run = RunFolder(tmp_path)
-    run.write_spec(JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00"))
-    return Session(
-        run=run,
-        attempt=3,
-        group=SoloGroup(),
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 3, 0),
-        metrics=MetricLog(run.metrics_path),
-    )
+    return session_of(tmp_path, attempt=3)
 
 
 def checkpoints_of(session: Session) -> Checkpoints:

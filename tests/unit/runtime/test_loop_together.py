@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
+from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import HeldError
 from get3d_cluster.runtime.checkpoint import Checkpoints
-from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, Ended, run_steps
-from get3d_cluster.runtime.notices import Notices
-from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.runtime.session import Ballot, Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.sessions import session_of
 
 
 class Asked(SoloGroup):
@@ -73,17 +72,7 @@ class Compared(Work):
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    run = RunFolder(tmp_path)
-    run.write_spec(JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00"))
-    return Session(
-        run=run,
-        attempt=1,
-        group=Asked(),
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 1, 0),
-        metrics=MetricLog(run.metrics_path),
-    )
+    return session_of(tmp_path, Asked())
 
 
 def ended(work: Work, session: Session, **config: Any) -> Ended:

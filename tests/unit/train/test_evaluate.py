@@ -19,7 +19,7 @@ from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, run_items
 from get3d_cluster.runtime.run_folder import RunFolder
 from jobs import _evaluation, evaluate
-from tests import train_setup as setup
+from tests.sessions import session_of
 from tests.trained_run import models, trained
 
 SMALL = (
@@ -36,7 +36,7 @@ def evaluated(run: RunFolder, folder: Path, *overrides: str) -> list[dict[str, A
     """Return the results, by step."""
     out = folder / "out"
     config = configuration.load(evaluate.Config, None, [*SMALL, f"run={run.path}", f"out={out}", *overrides])
-    session = setup.session(folder / "evaluate")
+    session = session_of(folder / "evaluate")
     assert run_items(evaluate.make(config, session), session).end is End.FINISHED
     return [json.loads(path.read_text()) for path in sorted(out.glob("step-*.json"))]
 
@@ -220,7 +220,7 @@ def test_a_resumed_run_goes_on_although_the_training_let_the_checkpoint_go(
     copy = RunFolder(tmp_path / "training")
     shutil.copytree(run.path, copy.path)
     overrides = [*SMALL, f"run={copy.path}", f"out={tmp_path / 'out'}", "geometry=false"]
-    session = setup.session(tmp_path / "evaluate")
+    session = session_of(tmp_path / "evaluate")
     work = evaluate.make(configuration.load(evaluate.Config, None, overrides), session)
     while not list((tmp_path / "out").glob("work/step-*/weights.safetensors")):
         work.step()
@@ -255,7 +255,7 @@ def test_following_a_training_measures_what_it_publishes_until_it_has_finished(
     second = training.checkpoints_dir / "step-000000002"
     second.rename(tmp_path / "not yet")
     overrides = [*SMALL, f"run={training.path}", "geometry=false", "every=true", "follow=true"]
-    work = evaluate.make(configuration.load(evaluate.Config, None, overrides), setup.session(tmp_path / "e"))
+    work = evaluate.make(configuration.load(evaluate.Config, None, overrides), session_of(tmp_path / "e"))
 
     def steps_measured() -> list[int]:
         paths = sorted((training.path / "evaluation").glob("step-*.json"))
@@ -277,7 +277,7 @@ def test_following_a_training_measures_what_it_publishes_until_it_has_finished(
 def test_a_worker_that_comes_late_makes_nothing_again(run: RunFolder, tmp_path: Path) -> None:
     overrides = [*SMALL, f"run={run.path}", f"out={tmp_path / 'out'}", "num_images=8"]
     config = configuration.load(evaluate.Config, None, overrides)
-    fast, late = (evaluate.make(config, setup.session(tmp_path / "evaluate")) for _ in range(2))
+    fast, late = (evaluate.make(config, session_of(tmp_path / "evaluate")) for _ in range(2))
     for _ in range(4):
         late.step()
     while not fast.is_done():
@@ -289,7 +289,7 @@ def test_a_worker_that_comes_late_makes_nothing_again(run: RunFolder, tmp_path: 
     assert (path.stat().st_mtime_ns, late.position()) == before
     assert late.position().step == late.position().num_steps > 6
     assert not list((tmp_path / "out" / "work").glob("step-*"))
-    again = evaluate.make(config, setup.session(tmp_path / "evaluate"))
+    again = evaluate.make(config, session_of(tmp_path / "evaluate"))
     while not again.is_done():
         again.step()
     assert again.position() == late.position()

@@ -18,6 +18,7 @@ from get3d_cluster.runtime.run_folder import RunFolder
 from jobs import _latents, _shapes, generate
 from tests import train_setup as setup
 from tests.generate_setup import trained
+from tests.sessions import session_of
 
 SMALL = (
     "num_shapes=3",
@@ -33,7 +34,7 @@ SMALL = (
 def generated(run: RunFolder, folder: Path, *overrides: str) -> tuple[Path, Any]:
     out = folder / "meshes"
     config = configuration.load(generate.Config, None, [*SMALL, f"run={run.path}", f"out={out}", *overrides])
-    session = setup.session(folder / "generate")
+    session = session_of(folder / "generate")
     ended = run_items(generate.make(config, session), session)
     assert ended.end is End.FINISHED
     return out, json.loads((out / "index.json").read_text())
@@ -418,7 +419,7 @@ def test_a_million_shapes_begin_at_once(run: RunFolder, tmp_path: Path) -> None:
     config = configuration.load(
         generate.Config, None, [*SMALL, f"run={run.path}", f"out={tmp_path / 'meshes'}", "num_shapes=1000000"]
     )
-    work = generate.make(config, setup.session(tmp_path / "generate"))
+    work = generate.make(config, session_of(tmp_path / "generate"))
     work.step()
     assert work.position().num_steps == 1_000_000
     assert work.position().step == 1

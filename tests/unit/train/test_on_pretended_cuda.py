@@ -10,6 +10,7 @@ from get3d_cluster.runtime.checkpoint import decode, encode, state_digest
 from jobs.train import make
 from tests import train_setup as setup
 from tests.pretend_cuda import pretend_cuda
+from tests.sessions import session_of
 
 OTHER_WAYS = (
     "generator.trunk.resampling=bilinear",
@@ -30,7 +31,7 @@ SHOWN = (
 
 def begun(folder: Path, data: Path, device: str, *overrides: str) -> Any:
     config = setup.tiny_config(data, *SHOWN, *overrides)
-    return make(config, replace(setup.session(folder), device=device))
+    return make(config, replace(session_of(folder), device=device))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from get3d_cluster.runtime.loop import End, run_steps
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
 from tests import train_setup as setup
+from tests.sessions import session_of
 
 
 def go(folder: Path, data: Path, *overrides: str) -> Any:
@@ -39,6 +40,6 @@ def test_the_tensors_and_both_shapes_are_named(tmp_path: Path, override: str, na
         go(tmp_path / "run", data, "num_images=8", override)
     assert caught.value.exit_code is ExitCode.USAGE
     assert all(text in caught.value.what for text in named), caught.value.what
-    run = setup.session(tmp_path / "run").run
+    run = session_of(tmp_path / "run").run
     assert [(info.step, info.state) for info in list_checkpoints(run, verify=True)] == [(2, "ok")]
     assert go(tmp_path / "run", data, "num_images=8").step == 4
