@@ -34,6 +34,7 @@ import numpy as np
 
 from get3d_cluster.core.cameras import RADIUS, View, cam_to_world, views_for
 from get3d_cluster.core.philox import key_of
+from get3d_cluster.data.rendered import image_name
 from get3d_cluster.errors import StorageError, UsageError
 from get3d_cluster.storage.local import sync_folder
 from preprocess.quality import coverage, decode, sha256_of_pixels
@@ -316,7 +317,7 @@ class Tree:
     def missing_views(self, item: ModelFile) -> list[int]:
         """Return the views still to render."""
         present = set.intersection(*(_listed(staged) for _, staged in self._moves(item)))
-        return [view for view in range(self.image.num_views) if _name(view) not in present]
+        return [view for view in range(self.image.num_views) if image_name(view) not in present]
 
     def put_facts(self, item: ModelFile, facts: Settings) -> None:
         """Keep what Blender said about a model until it is published."""
@@ -327,11 +328,11 @@ class Tree:
 
     def put_view(self, item: ModelFile, view: int, png: bytes) -> None:
         """Keep one good view: durable and whole, or not there at all."""
-        self._write(self._staged(item) / _name(view), png)
+        self._write(self._staged(item) / image_name(view), png)
 
     def put_pass(self, item: ModelFile, name: str, view: int, png: bytes) -> None:
         """Keep the depth or the normals of a view; its image comes after them."""
-        self._write(self._staged_pass(item, name) / _name(view), png)
+        self._write(self._staged_pass(item, name) / image_name(view), png)
 
     def publish(self, item: ModelFile) -> bool:
         """Make a model whose views are all staged visible, by one rename; it is no longer quarantined then.
@@ -417,7 +418,7 @@ class Tree:
 
     def view_path(self, item: ModelFile, view: int) -> Path:
         """Return where a published view lies."""
-        return self._images(item) / _name(view)
+        return self._images(item) / image_name(view)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file in the output folder itself."""
@@ -448,7 +449,7 @@ class Tree:
     def _view_rows(self, item: ModelFile) -> list[Settings] | None:
         rows = []
         for view, camera in enumerate(cameras_of(self.image, item)):
-            path = self._staged(item) / _name(view)
+            path = self._staged(item) / image_name(view)
             data = path.read_bytes()
             try:
                 pixels = decode(data)
@@ -481,7 +482,7 @@ class Tree:
         above = f"../../../img/{item.synset}/{item.model}"
         frames = [
             {
-                "file_path": f"{above}/{_name(view)}",
+                "file_path": f"{above}/{image_name(view)}",
                 "transform_matrix": cam_to_world(camera.rotation_deg, camera.elevation_deg, distance),
             }
             for view, camera in enumerate(cameras)
@@ -514,7 +515,7 @@ class Tree:
         return [*passes, (self._images(item), self._staged(item))]
 
     def _names(self) -> set[str]:
-        return {_name(view) for view in range(self.image.num_views)}
+        return {image_name(view) for view in range(self.image.num_views)}
 
     def _images(self, item: ModelFile) -> Path:
         return self.out / "img" / item.synset / item.model
@@ -536,10 +537,6 @@ class Tree:
 
     def _verdict(self, item: ModelFile) -> Path:
         return self.out / "quarantine" / item.synset / f"{item.model}.json"
-
-
-def _name(view: int) -> str:
-    return f"{view:03d}.png"
 
 
 def _listed(folder: Path) -> set[str]:

@@ -34,6 +34,7 @@ from get3d_cluster.data.format import (
     shard_name,
     write_shard,
 )
+from get3d_cluster.data.rendered import ANGLES, image_name, read_angles
 from get3d_cluster.errors import UsageError
 from get3d_cluster.storage.local import write_atomic
 from preprocess.images import make_output_folder
@@ -224,13 +225,13 @@ def _model(images: Path, synset: str, model: str) -> Model:
             "rename that folder, and the one below camera/",
         )
     folder, cameras = images / "img" / synset / model, images / "camera" / synset / model
-    rotation, elevation = (_angles(cameras / f"{name}.npy") for name in ("rotation", "elevation"))
+    rotation, elevation = (_angles(cameras / f"{name}.npy") for name in ANGLES)
     if len(rotation) != len(elevation):
         raise UsageError(
             f"{cameras}: rotation.npy has {len(rotation)} views, elevation.npy {len(elevation)}", RENDER_AGAIN
         )
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    names = [f"{view:03d}.png" for view in range(len(rotation))]
+    names = [image_name(view) for view in range(len(rotation))]
     wrong = sorted(set(names) ^ set(sizes))
     if wrong or not names:
         is_missing = bool(wrong) and wrong[0] in names
@@ -250,15 +251,11 @@ def _model(images: Path, synset: str, model: str) -> Model:
 
 def _angles(path: Path) -> Angles:
     try:
-        with path.open("rb") as file:
-            angles = np.lib.format.read_array(file, allow_pickle=False)  # np.load reads zip files, too
+        return read_angles(path)
     except FileNotFoundError as error:
         raise UsageError(f"the cameras are missing: {path}", RENDER_AGAIN) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}", RENDER_AGAIN) from error
-    if angles.ndim != 1 or angles.dtype.kind not in "fiu" or not np.isfinite(angles).all():
-        raise UsageError(f"{path} must hold one finite angle in degrees for each view", RENDER_AGAIN)
-    return np.asarray(angles, np.float64)
 
 
 def _resolution_of(path: Path) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from get3d_cluster.data.format import INDEX_NAME, Sample, read_index
+from get3d_cluster.data.rendered import image_name, read_angles
 from get3d_cluster.errors import UsageError
 
 LEAST_PX, MOST_PX = 64, 1024
@@ -207,22 +207,17 @@ def _views(folder: Path, model: str) -> tuple[list[Path], list[float], str]:
 def _angles(folder: Path, name: str, count: int) -> tuple[list[float], str]:
     """Return the angles of a model's cameras, and what is wrong with them."""
     try:
-        with (folder / name).open("rb") as file:
-            angles = np.asarray(np.lib.format.read_array(file, allow_pickle=False), dtype=np.float64)
+        angles = read_angles(folder / name)
     except FileNotFoundError:
         return [], f"{name} is missing"
     except (OSError, ValueError) as error:
         return [], f"{name} cannot be read: {error}"
-    if angles.ndim != 1:
-        return [], f"{name} must hold one number a view: its shape is {angles.shape}"
-    if not np.isfinite(angles).all():
-        return [], f"{name} holds numbers that are not finite"
     return angles.tolist(), f"{count} images, but {len(angles)} cameras" if len(angles) != count else ""
 
 
 def _misnamed(files: Sequence[Path], count: int) -> str:
     """Say which file keeps a model from being packed; empty if none does."""
-    strange = min({path.name for path in files} - {f"{view:03d}.png" for view in range(count)}, default="")
+    strange = min({path.name for path in files} - {image_name(view) for view in range(count)}, default="")
     return f"{strange} is in its folder, which must hold 000.png, 001.png and so on alone" if strange else ""
 
 

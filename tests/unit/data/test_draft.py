@@ -98,7 +98,7 @@ def test_what_the_job_pack_would_refuse_is_named_before(tmp_path: Path) -> None:
         ("02958343/m1", "camera/02958343/m1/elevation.npy cannot be read"),
         (
             "02958343/m2",
-            "camera/02958343/m2/elevation.npy must hold one number a view",
+            "camera/02958343/m2/elevation.npy cannot be read",
         ),
         ("02958343/m3", "view1.png is in its folder, which must hold 000.png, 001.png and so on alone"),
         ("02958343/m4", "Thumbs.db is in its folder, which must hold 000.png, 001.png and so on alone"),
