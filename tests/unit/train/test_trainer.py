@@ -343,7 +343,7 @@ def test_a_value_that_cannot_work_is_refused_with_key_value_and_way_out(override
     assert caught.value.way_out
 
 
-@pytest.mark.parametrize("name", ["tiny_cpu", "car", "tiny_test"])
+@pytest.mark.parametrize("name", ["tiny_cpu", "tiny_chair", "car", "tiny_test"])
 def test_the_kept_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     config = configuration.load(Config, setup.CONFIGS / f"{name}.yaml", [])
     path = tmp_path / "config.yaml"
