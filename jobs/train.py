@@ -1,6 +1,7 @@
 """Train GET3D on a packed dataset, on any number of workers, which may come and go at any time."""
 
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from get3d_cluster.core.job import CheckpointConfig, Resources, RetryConfig
 from get3d_cluster.errors import UsageError
@@ -48,3 +49,10 @@ def make(config: Config, session: Session) -> Work:
     dataset = ImageDataset(data.path, size, data.mask, data.read, session.device)
     shown = watches(config, session, dataset, dataset.samples) if session.rank == 0 else []
     return Get3dTrainer(config, session, dataset, shown, mirrors(config, session))
+
+
+def foreign() -> ModuleType:
+    """Return what imports and exports weights under the names of other programs."""
+    from jobs import _weights
+
+    return _weights

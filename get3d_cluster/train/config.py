@@ -240,6 +240,9 @@ class TrainerConfig:
     """Length of the training in real images shown."""
     seed: int = 0
     """Of weights, order of the data and latents."""
+    init_from: str | None = field(default=None, metadata={"location": True})
+    """Folder of a run, or of imported weights, whose networks and average this one begins with: the newest checkpoint
+    when this run begins. Counters and optimizers begin anew; null: random weights."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """The global batch."""
     reduction: ReductionConfig = field(default_factory=ReductionConfig)

@@ -35,8 +35,9 @@ from get3d_cluster.train import ema, numerics
 from get3d_cluster.train.adam import Adam
 from get3d_cluster.train.augment import Augmentation, Strength, augmentation
 from get3d_cluster.train.classes import labels_of
-from get3d_cluster.train.config import LossConfig, OptimConfig, TrainerConfig
+from get3d_cluster.train.config import AverageConfig, LossConfig, OptimConfig, TrainerConfig
 from get3d_cluster.train.fit import check_fit
+from get3d_cluster.train.first_weights import first_weights
 from get3d_cluster.train.phases import (
     DISCRIMINATOR_NUMBERS,
     DISCRIMINATOR_STREAMS,
@@ -120,6 +121,7 @@ class Get3dTrainer:
         if session.rank == 0 and session.world_size > 1:
             phases = [each.describe() for each in (self._reduce_g, self._reduce_d, self._reduce_r1)]
             session.events.write("reduction", **self._network.describe(), phases=phases)
+        self._average_config = _without_ramp_up(config.average) if config.init_from else config.average
         self.counters = Counters()
         self._strength = Strength(p=config.augment.p)
         self._agreed_step: int | None = None
@@ -165,6 +167,8 @@ class Get3dTrainer:
     def _begin(self) -> None:
         """See once whether all fits, say what was derived, and show the state before the first step."""
         check_fit(self.config, self._dataset)
+        if self.config.init_from:
+            self._take_weights(first_weights(self.config.init_from, self._session))
         factor, loss = self.config.gamma_factor, self._loss
         if factor != 1 and self._session.rank == 0:
             self._session.events.write(
@@ -189,16 +193,36 @@ class Get3dTrainer:
         return (*GENERATOR_PARTS, *DISCRIMINATOR_PARTS, AVERAGE_PART)
 
     def load(self, state: Mapping[str, Any]) -> None:
+        if "counters" not in state:
+            raise UsageError(
+                f"{self._session.run.path} holds weights alone, without optimizers and data",
+                f"start another run from them: --name NAME init_from={self._session.run.path}",
+            )
         self._check_data(state["data"])
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.average.load_state_dict(state["generator_ema"])
+        self._take_weights(state)
         load_optimizer(self._adam_g, state["adam_generator"])
         load_optimizer(self._adam_d, state["adam_discriminator"])
         self.counters = Counters(**state["counters"])
         if self.config.augment.target and "augmentation" in state:
             self._strength = Strength(**state["augmentation"])
         self._start_step = self.counters.step
+
+    def _take_weights(self, state: Mapping[str, Any]) -> None:
+        """Raises: UsageError if they are those of other networks."""
+        models = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            AVERAGE_PART: self.average,
+        }
+        for part, model in models.items():
+            try:
+                model.load_state_dict(state[part])
+            except RuntimeError as error:
+                why = " ".join(str(error).split())[:300]
+                raise UsageError(
+                    f"the weights do not fit this configuration: {part}: {why}",
+                    "give the sections generator and discriminator that they were trained with",
+                ) from error
 
     def bits_depend_on(self) -> Mapping[str, Any]:
         """Return the number of workers, if the library adds their gradients."""
@@ -364,7 +388,7 @@ class Get3dTrainer:
             self._adam_g.step()
 
     def _average(self) -> None:
-        beta = ema.decay(self.config.average, self.counters.images, self.config.batch.size)
+        beta = ema.decay(self._average_config, self.counters.images, self.config.batch.size)
         self._session.copying.wait_for(AVERAGE_PART)
         ema.update(self.average, self.generator, beta)
 
@@ -495,6 +519,11 @@ def _numbers_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _scaled(config: TrainerConfig) -> LossConfig:
     factor, loss = config.gamma_factor, config.loss
     return replace(loss, gamma_rgb=loss.gamma_rgb * factor, gamma_mask=loss.gamma_mask * factor)
+
+
+def _without_ramp_up(config: AverageConfig) -> AverageConfig:
+    """The ramp-up forgets random weights soon; weights that were trained before are worth keeping."""
+    return replace(config, ramp_up=0.0)
 
 
 def _lazy_factor(config: OptimConfig, interval: int) -> float:
