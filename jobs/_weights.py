@@ -1,6 +1,5 @@
 """Weights of the published networks: files in, as a run that ``generate`` and ``train init_from=`` read; and out."""
 
-import dataclasses
 import io
 import time
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from get3d_cluster.config import read_run_config
 from get3d_cluster.core.job import CheckpointConfig
-from get3d_cluster.errors import CheckpointError, StorageError, UsageError
+from get3d_cluster.errors import CheckpointError, UsageError
 from get3d_cluster.get3d.config import ModelConfig
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
@@ -24,7 +23,9 @@ PRESETS = {f"shapenet_{name}": name for name in ("car", "chair", "motorbike", "t
 """Configurations that fit the published files, by the names of those."""
 SETTINGS = ("generator.trunk.clamp=256", "discriminator.clamp=256")
 """What the published commands set (--fp32=0) beyond the presets."""
-LICENCE = "NVIDIA's published weights are CC BY-NC-SA 4.0: not for commercial use, and neither is what is trained from them"
+LICENCE = (
+    "NVIDIA's published weights are under CC BY-NC-SA 4.0, which goes with this run and what is made of it"
+)
 ABOUT = "imported.json"
 
 

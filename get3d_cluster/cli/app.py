@@ -22,6 +22,7 @@ from get3d_cluster.cli import (
     status,
     stopping,
     submission,
+    weights,
 )
 from get3d_cluster.cli.chain import ChainCommand
 from get3d_cluster.cli.facts import Inquiry
@@ -104,6 +105,14 @@ AllowChange = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Now = Annotated[
     bool, typer.Option("--now", help="Do not wait for the attempt to save: the last checkpoint stands.")
+]
+NamesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--names",
+        metavar="FILE",
+        help="A YAML file with names that the table lacks: docs/published_weights.md.",
+    ),
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when the run has saved and left.")]
 
@@ -261,6 +270,79 @@ def init_dataset(
         raise UsageError(
             f"{len(found.troubles)} things are wrong with {images}, see above", "mend them before packing"
         )
+
+
+@app.command(rich_help_panel=START)
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as shapenet_car.pt; or .safetensors.")],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Default: that of FILE.")] = "",
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Sizes and data; default: the preset that FILE is called after.",
+        ),
+    ] = "",
+    names: NamesFile = None,
+    only_list: Annotated[
+        bool,
+        typer.Option("--list", help="Show every tensor, what it was matched with and why; import nothing."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    r"""Make a run of the weights that NVIDIA published (or that export-weights wrote).
+
+    Each tensor of ours must find exactly one of theirs of equal shape, and each
+    of theirs must be used or be a filter; else nothing is imported, and --list
+    shows both sides. No code in FILE is run. The run is DONE and holds the
+    networks alone: `run generate run=` takes it as it is, `submit train
+    init_from=` goes on training from it.
+
+    The published weights are CC BY-NC-SA 4.0 and not part of this project. No
+    published file was at hand to try this on: docs/published_weights.md.
+
+    Example: python launch.py import-weights shapenet_car.pt --list
+
+    Example: python launch.py import-weights shapenet_car.pt && \
+    python launch.py run generate run=runs/shapenet_car num_shapes=12
+    """
+    request = weights.request(file, runs_dir, name, config, overrides or ())
+    if only_list or as_json:
+        reading = weights.read(file, request, names).reading
+        if as_json:
+            say_json(reading.lines)
+        else:
+            console(UNBROKEN_COLUMNS).print(weights.line_table(reading.lines))
+        reading.refuse_troubles()
+        return
+    weights.refuse_existing(request)
+    for line in weights.keep(weights.read(file, request, names)):
+        say(line)
+
+
+@app.command(rich_help_panel=LOOK)
+def export_weights(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="To write: .pt, or .safetensors.")],
+    runs_dir: RunsDir = RUNS_DIR,
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="Step of the checkpoint; default: the newest.")
+    ] = None,
+    names: NamesFile = None,
+) -> None:
+    """Write G, G_ema and D of a checkpoint under the names of the published files.
+
+    What import-weights reads back bit for bit. Refused for networks that the
+    published ones cannot be, such as those with classes or FlexiCubes.
+
+    Example: python launch.py export-weights car car.pt
+    """
+    for line in weights.export(runs.find_run(runs_dir, run), file, step, names):
+        say(line)
 
 
 @app.command(name="status", rich_help_panel=WATCH)

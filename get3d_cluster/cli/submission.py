@@ -7,7 +7,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -307,7 +307,19 @@ def _shown(item: Difference) -> str:
     return f"{item.path}={show(item.new)} (was {show(item.old)})"
 
 
-def _create(prepared: Prepared) -> bool:
+def create(prepared: Prepared, fill: Callable[[RunFolder], None]) -> None:
+    """Make the folder of a new run with what ``fill`` writes into it, without queueing it; whole or not at all.
+
+    Raises: UsageError if there is such a run, StorageError, and what ``fill`` raises.
+    """
+    run = prepared.run
+    if run.path.exists() or not _create(prepared, fill):
+        raise UsageError(
+            f"{run.path} exists already", "choose another name: --name NAME, or another folder: --runs DIR"
+        )
+
+
+def _create(prepared: Prepared, fill: Callable[[RunFolder], None] = lambda _: None) -> bool:
     """Make the run's folder aside and publish it by one rename; False if somebody else was faster."""
     run = prepared.run
     runs_dir = run.path.parent
@@ -318,6 +330,7 @@ def _create(prepared: Prepared) -> bool:
         aside.config_path.write_text(save_text(prepared.config), encoding="utf-8")
         write_snapshot(aside.path, without=[runs_dir])
         aside.write_spec(_new_spec(prepared))
+        fill(aside)
         return _publish(aside.path, run.path)
     except OSError as error:
         what = f"cannot write {run.path}: {error.strerror or error}"

@@ -1,4 +1,4 @@
-"""Which weights a run begins with if not with random ones: those of a checkpoint elsewhere, the same for all workers."""
+"""Which weights a run begins with if not with random ones: those of one checkpoint elsewhere, on all workers."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from get3d_cluster.core.job import CheckpointConfig
-from get3d_cluster.errors import CheckpointError, UsageError
+from get3d_cluster.errors import CheckpointError, Get3dError, UsageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, list_checkpoints
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.runtime.session import Session
@@ -15,7 +15,7 @@ from get3d_cluster.storage import open_storage
 from get3d_cluster.storage.local import create
 
 CHOICE = "init.json"
-"""In the folder of the run: what was chosen when it began, so that coming back before its first save changes nothing."""
+"""In the folder of the run: what was chosen when it began, and stands if it comes back before its first save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _told(init_from: str, session: Session) -> dict[str, Any]:
             choice = newest(RunFolder.open(Path(init_from)))
             create(place, (json.dumps(asdict(choice), indent=2) + "\n").encode())
         return read_json(place)
-    except UsageError as error:
+    except Get3dError as error:
         return {"refused": (f"init_from={init_from}: {error.what}", error.way_out)}
 
 

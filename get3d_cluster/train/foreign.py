@@ -274,7 +274,7 @@ class _Matching:
         trouble = _trouble(tensor, row)
         if trouble:
             return Line(**line, kind=trouble[0], how=trouble[1], way_out=trouble[2])
-        self.tensors[row.ours] = tensor.detach().reshape(self._shapes[row.ours]).clone()
+        self.tensors[row.ours] = tensor.detach().reshape(self._shapes[row.ours])
         return Line(**line, kind="matched", how=how)
 
     def _left_over(self, name: str, tensor: Any) -> Line:

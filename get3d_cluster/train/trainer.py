@@ -28,7 +28,7 @@ from get3d_cluster.errors import Get3dError, HeldError, UsageError
 from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
-from get3d_cluster.runtime.checkpoint_tree import flatten
+from get3d_cluster.runtime.checkpoint_tree import flatten, shape_differences
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Ballot, Session
 from get3d_cluster.train import ema, numerics
@@ -36,8 +36,8 @@ from get3d_cluster.train.adam import Adam
 from get3d_cluster.train.augment import Augmentation, Strength, augmentation
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import AverageConfig, LossConfig, OptimConfig, TrainerConfig
-from get3d_cluster.train.fit import check_fit
 from get3d_cluster.train.first_weights import first_weights
+from get3d_cluster.train.fit import check_fit
 from get3d_cluster.train.phases import (
     DISCRIMINATOR_NUMBERS,
     DISCRIMINATOR_STREAMS,
@@ -168,7 +168,7 @@ class Get3dTrainer:
         """See once whether all fits, say what was derived, and show the state before the first step."""
         check_fit(self.config, self._dataset)
         if self.config.init_from:
-            self._take_weights(first_weights(self.config.init_from, self._session))
+            self._begin_with(first_weights(self.config.init_from, self._session))
         factor, loss = self.config.gamma_factor, self._loss
         if factor != 1 and self._session.rank == 0:
             self._session.events.write(
@@ -208,21 +208,20 @@ class Get3dTrainer:
         self._start_step = self.counters.step
 
     def _take_weights(self, state: Mapping[str, Any]) -> None:
-        """Raises: UsageError if they are those of other networks."""
-        models = {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            AVERAGE_PART: self.average,
-        }
-        for part, model in models.items():
-            try:
-                model.load_state_dict(state[part])
-            except RuntimeError as error:
-                why = " ".join(str(error).split())[:300]
-                raise UsageError(
-                    f"the weights do not fit this configuration: {part}: {why}",
-                    "give the sections generator and discriminator that they were trained with",
-                ) from error
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.average.load_state_dict(state["generator_ema"])
+
+    def _begin_with(self, state: Mapping[str, Any]) -> None:
+        """Take the weights of another run. Raises: UsageError if they are those of other networks."""
+        try:
+            self._take_weights(state)
+        except (KeyError, RuntimeError) as error:
+            differing = shape_differences(state, self.state()) or [" ".join(str(error).split())[:300]]
+            raise UsageError(
+                f"init_from={self.config.init_from} has other networks than this configuration: {differing[0]}",
+                "give the sections generator and discriminator of that run's config.yaml",
+            ) from error
 
     def bits_depend_on(self) -> Mapping[str, Any]:
         """Return the number of workers, if the library adds their gradients."""
