@@ -1,6 +1,5 @@
 """Which weights a run begins with if not with random ones: those of one checkpoint elsewhere, on all workers."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.errors import CheckpointError, Get3dError, UsageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, list_checkpoints
-from get3d_cluster.runtime.run_folder import RunFolder, read_json
+from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.storage import open_storage
-from get3d_cluster.storage.local import create
 
 CHOICE = "init.json"
 """In the folder of the run: what was chosen when it began, and stands if it comes back before its first save."""
@@ -59,12 +57,13 @@ def _told(init_from: str, session: Session) -> dict[str, Any]:
     """Return the choice of this run, made now if it was not before, or why there is none: all have to hear it."""
     place = session.run.path / CHOICE
     try:
-        if not place.exists():
-            choice = newest(RunFolder.open(Path(init_from)))
-            create(place, (json.dumps(asdict(choice), indent=2) + "\n").encode())
-        return read_json(place)
+        told = read_json(place) if place.exists() else {}
+        if told.pop("init_from", None) != init_from:
+            told = asdict(newest(RunFolder.open(Path(init_from))))
+            write_json(place, told | {"init_from": init_from})
     except Get3dError as error:
         return {"refused": (f"init_from={init_from}: {error.what}", error.way_out)}
+    return told
 
 
 def _read(choice: FirstWeights) -> Mapping[str, Any]:

@@ -307,6 +307,12 @@ def test_a_missing_tensor_and_one_that_fits_nothing_are_refused(tmp_path: Path, 
     ]
 
 
+def test_no_tensor_of_theirs_is_used_twice(tmp_path: Path, file: Published) -> None:
+    names = Names(names={"w_avg_geo": "mapping.w_avg"}, unused=("mapping_geo.w_avg",))
+    error = refusal(read(tmp_path / "a.pt", file, names))
+    assert "mapping.w_avg is ambiguous: two tensors of ours would come from it" in error.what
+
+
 def test_another_filter_is_refused_and_a_scaled_one_is_not(tmp_path: Path, file: Published) -> None:
     name = f"{TRUNK}.b8.resample_filter"
     read(tmp_path / "a.pt", changed(file, G=put(name, theirs.FIR * 4))).refuse_troubles()

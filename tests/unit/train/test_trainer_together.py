@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from get3d_cluster.errors import HeldError
+from get3d_cluster.errors import HeldError, UsageError
 from get3d_cluster.runtime.checkpoint import state_digest
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.session import Ballot
 from get3d_cluster.train import trainer as module
 from tests import train_setup as setup
+from tests.generate_setup import trained
 from tests.workers_in_memory import network_of, on_all
+
+SAME = ("generator.grid.close_boundary=true",)
 
 
 @pytest.fixture
@@ -121,3 +124,26 @@ def test_a_number_that_one_worker_has_otherwise_is_found_before_a_save(
     for what in workers(3, act, "augment.target=0.6"):
         assert "rank 1 has other bits than the rest in 1 of " in what
         assert f"first {name}" in what
+
+
+def test_all_workers_begin_with_the_weights_of_one_checkpoint(workers: Any, tmp_path: Path) -> None:
+    source = trained(tmp_path / "source")
+
+    def act(work: Any, _: Any) -> Any:
+        work.step()
+        return state_digest(work.state())
+
+    init = f"init_from={source.path}"
+    alone, together = workers(1, act, *SAME, init), workers(2, act, *SAME, init)
+    assert together == alone * 2
+    assert together != workers(2, act, *SAME)
+    refused = f"init_from={tmp_path / 'nowhere'}"
+    for each in workers(2, error_of, *SAME, refused):
+        assert "init_from=" in each
+
+
+def error_of(work: Any, _: Any) -> str:
+    """Return what the first step is refused with."""
+    with pytest.raises(UsageError) as raised:
+        work.step()
+    return raised.value.what
