@@ -23,9 +23,7 @@ PRESETS = {f"shapenet_{name}": name for name in ("car", "chair", "motorbike", "t
 """Configurations that fit the published files, by the names of those."""
 SETTINGS = ("generator.trunk.clamp=256", "discriminator.clamp=256")
 """What the published commands set (--fp32=0) beyond the presets."""
-LICENCE = (
-    "NVIDIA's published weights are under CC BY-NC-SA 4.0, which goes with this run and what is made of it"
-)
+LICENCE = "if these are NVIDIA's published weights, CC BY-NC-SA 4.0 goes with this run and what is made of it"
 ABOUT = "imported.json"
 
 
