@@ -19,6 +19,7 @@ from get3d_cluster.train.first_weights import read_only
 from jobs import generate
 from tests import train_setup as setup
 from tests.generate_setup import trained
+from tests.sessions import session_of
 
 NETWORKS = ("generator", "generator_ema", "discriminator")
 PLAIN = ("generator.fields.sphere_gain=0", "generator.fields.sdf_gain=1")
@@ -83,7 +84,7 @@ def test_imported_weights_generate_the_meshes_of_the_run_itself(
         small = ["num_shapes=2", "texture_px=32", "view_px=16", "turntable_every=0", "w_avg_samples=0"]
         out = tmp_path / name
         config = configuration.load(generate.Config, None, [*small, f"run={source.path}", f"out={out}"])
-        session = setup.session(tmp_path / f"generate-{name}")
+        session = session_of(tmp_path / f"generate-{name}")
         run_items(generate.make(config, session), session)
         made.append({path.name: path.read_bytes() for path in out.glob("shape-*") if path.suffix != ".json"})
         assert any(json.loads(path.read_text())["files"] for path in out.glob("shape-*.json"))
