@@ -272,7 +272,7 @@ def init_dataset(
         )
 
 
-@app.command(rich_help_panel=START)
+@app.command(name="import-weights", rich_help_panel=START)
 def import_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as shapenet_car.pt; or .safetensors.")],
     overrides: Overrides = None,
@@ -324,7 +324,7 @@ def import_weights(
         say(line)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(name="export-weights", rich_help_panel=LOOK)
 def export_weights(
     run: Run,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="To write: .pt, or .safetensors.")],
