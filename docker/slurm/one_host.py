@@ -149,45 +149,10 @@ def locked(home: Home) -> Iterator[None]:
 # ---------------------------------------------------------------------------- configuration
 
 
-def slurm_conf(home: Home, settings: Settings, ports: list[int]) -> str:
-    """Return slurm.conf. The first port is slurmctld's, the second slurmdbd's."""
-    user, host = me(), socket.gethostname()
-    nodes = "\n".join(
-        f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
-        f" CPUs={settings.cpus} RealMemory=1000 State=UNKNOWN"
-        for i, port in enumerate(ports[2:], 1)
-    )
-    by_qos = settings.preempt == "qos"
-    send = ",preempt_send_user_signal" if settings.user_signal == "yes" else ""
-    # The mode and the grace are the victim's partition's, or in qos mode the victim's QOS's.
-    low = "" if by_qos else f"PreemptMode=REQUEUE GraceTime={settings.grace}"
-    cancel = "" if by_qos else f"PreemptMode=CANCEL GraceTime={settings.cancel_grace}"
-    high = "" if by_qos else "PreemptMode=OFF"
-    tiers = (1, 1, 1) if by_qos else (1, 10, 1)
-    every = "Nodes=ALL MaxTime=INFINITE State=UP"
-    return f"""\
-# Written by docker/slurm; `set` and `up` write it anew.
-ClusterName=toy
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={home.munge_socket},cred_expire=5
-StateSaveLocation={home.path}/state
-SlurmdSpoolDir={home.path}/spool/%n
-SlurmctldPidFile={home.path}/run/slurmctld.pid
-SlurmdPidFile={home.path}/run/%n.pid
-SlurmctldLogFile={home.log("slurmctld")}
-SlurmdLogFile={home.path}/log/%n.log
+SAME_EVERYWHERE = """\
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
-SlurmctldParameters=idle_on_node_suspend{send}
 SlurmdParameters=config_overrides
-SlurmdTimeout={settings.slurmd_timeout}
-KillWait={settings.kill_wait}
-JobRequeue={settings.job_requeue}
-MaxArraySize={settings.max_array}
 MinJobAge=300
 InactiveLimit=0
 MessageTimeout=20
@@ -201,19 +166,87 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,bf_continue
-PreemptType=preempt/{"qos" if by_qos else "partition_prio"}
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
-AccountingStoragePort={ports[1]}
-AccountingStoragePass=socket={home.munge_socket}
 AccountingStoreFlags=job_comment
-{"AccountingStorageEnforce=associations,qos" if by_qos else "# no limits are enforced"}
-{nodes}
-PartitionName=low Default=YES PriorityTier={tiers[0]} {low} {every}
-PartitionName=high PriorityTier={tiers[1]} {high} {every}
-PartitionName=cancel PriorityTier={tiers[2]} {cancel} {every}
 """
+"""The lines of slurm.conf that neither the folder nor a setting changes."""
+
+
+def slurm_conf(home: Home, settings: Settings, ports: list[int]) -> str:
+    """Return slurm.conf. The first port is slurmctld's, the second slurmdbd's, the others the nodes'."""
+    lines = [
+        "# Written by docker/slurm; `set` and `up` write it anew.",
+        *place_lines(home, ports),
+        SAME_EVERYWHERE.rstrip(),
+        *setting_lines(settings),
+        *node_lines(settings, ports[2:]),
+        *partition_lines(settings),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def place_lines(home: Home, ports: list[int]) -> list[str]:
+    """Return who runs the cluster, and where its files and its daemons are."""
+    return [
+        "ClusterName=toy",
+        f"SlurmctldHost={socket.gethostname()}(127.0.0.1)",
+        f"SlurmctldPort={ports[0]}",
+        f"SlurmUser={me()}",
+        f"SlurmdUser={me()}",
+        "AuthType=auth/munge",
+        f"AuthInfo=socket={home.munge_socket},cred_expire=5",
+        f"StateSaveLocation={home.path}/state",
+        f"SlurmdSpoolDir={home.path}/spool/%n",
+        f"SlurmctldPidFile={home.path}/run/slurmctld.pid",
+        f"SlurmdPidFile={home.path}/run/%n.pid",
+        f"SlurmctldLogFile={home.log('slurmctld')}",
+        f"SlurmdLogFile={home.path}/log/%n.log",
+        f"AccountingStoragePort={ports[1]}",
+        f"AccountingStoragePass=socket={home.munge_socket}",
+    ]
+
+
+def setting_lines(settings: Settings) -> list[str]:
+    """Return what a cluster can differ in."""
+    by_qos = settings.preempt == "qos"
+    send = ",preempt_send_user_signal" if settings.user_signal == "yes" else ""
+    return [
+        f"SlurmctldParameters=idle_on_node_suspend{send}",
+        f"SlurmdTimeout={settings.slurmd_timeout}",
+        f"KillWait={settings.kill_wait}",
+        f"JobRequeue={settings.job_requeue}",
+        f"MaxArraySize={settings.max_array}",
+        f"PreemptType=preempt/{'qos' if by_qos else 'partition_prio'}",
+        *(["AccountingStorageEnforce=associations,qos"] if by_qos else []),
+    ]
+
+
+def node_lines(settings: Settings, ports: list[int]) -> list[str]:
+    """Return one node for each port; all are this machine."""
+    host = socket.gethostname()
+    return [
+        f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        f" CPUs={settings.cpus} RealMemory=1000 State=UNKNOWN"
+        for i, port in enumerate(ports, 1)
+    ]
+
+
+def partition_lines(settings: Settings) -> list[str]:
+    """Return the partitions: low is preempted by high and requeued, cancel is preempted and cancelled."""
+    priorities = {"low": "Default=YES PriorityTier=1", "high": "PriorityTier=10", "cancel": "PriorityTier=1"}
+    # The mode and the grace are the victim's partition's, or in qos mode the victim's QOS's.
+    preempted = {
+        "low": f"PreemptMode=REQUEUE GraceTime={settings.grace}",
+        "high": "PreemptMode=OFF",
+        "cancel": f"PreemptMode=CANCEL GraceTime={settings.cancel_grace}",
+    }
+    if settings.preempt == "qos":
+        priorities["high"] = "PriorityTier=1"
+        preempted = dict.fromkeys(preempted, "")
+    every = "Nodes=ALL MaxTime=INFINITE State=UP"
+    return [f"PartitionName={name} {priorities[name]} {preempted[name]} {every}" for name in priorities]
 
 
 def slurmdbd_conf(home: Home, port: int) -> str:
