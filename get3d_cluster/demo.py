@@ -131,7 +131,6 @@ class _Demo:
         )
         with self._following(run, "models rendered"):
             self._wait(run, run.is_done)
-        self._attempts_of_render = len(run.attempts())
         after = _digests(images)
         if any(after.get(key) != digest for key, digest in kept.items()):
             raise DifferenceError("a model rendered before the kill changed after it", f"compare {images}")

@@ -17,7 +17,6 @@ from get3d_cluster.get3d.config import GeneratorConfig
 from get3d_cluster.storage.local import write_atomic
 
 FORMAT = "docs/generating.md says what a file of latents holds"
-Arrays = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -94,12 +94,6 @@ def condition_of(rotation_deg: float, elevation_deg: float) -> tuple[float, floa
     return radians(rotation_deg), radians(90 - elevation_deg)
 
 
-def position_of(azimuth_rad: float, polar_rad: float, radius: float = RADIUS) -> Vector:
-    """Return the camera's place in trainer space from the trainer's condition; equals ``camera_position``."""
-    across = radius * sin(polar_rad)
-    return -across * sin(azimuth_rad), radius * cos(polar_rad), -across * cos(azimuth_rad)
-
-
 def _drawn(key: int, view: int, low: float, high: float) -> View:
     around, above = (uniform(word) for word in words(key, 0, Phase.RENDER_CAMERA, view, 2))
     return View(rotation_deg=360 * around, elevation_deg=low + (high - low) * above)

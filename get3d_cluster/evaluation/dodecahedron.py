@@ -12,7 +12,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NUM_VIEWS = 10
-NUM_ROTATIONS = 60
 NUM_ORIENTATIONS = 10
 CANDIDATES = 500
 """Random orientations from which the evenly spread ones are taken."""

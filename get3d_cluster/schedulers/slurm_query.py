@@ -92,11 +92,6 @@ def job_record(job: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
     return next(iter(exact or records), {})
 
 
-def nodes_of(job: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
-    """Return the nodes on which the job runs or ran last. Raises: SchedulerError as ``job_record``."""
-    return expand_nodes(job_record(job, timeout_s=timeout_s).get("NodeList", ""))
-
-
 def jobs_of(comment: str, *, timeout_s: float = TIMEOUT_S) -> list[QueueRow]:
     """Return this user's jobs in the queue that were submitted with ``comment``. Raises: as ``all_jobs``."""
     return all_jobs(timeout_s=timeout_s).get(comment, [])

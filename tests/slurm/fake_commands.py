@@ -124,9 +124,6 @@ class FakeSlurm:
         with (self.folder / "queue").open("a") as queue:
             queue.write("\x1f".join(row) + "\n")
 
-    def clear_queue(self) -> None:
-        (self.folder / "queue").write_text("")
-
     def record(self, job: str, *, name: str = "a", **fields: str) -> None:
         """Say what scontrol shows of a job."""
         values = {"JobId": job, "JobName": name, "UserId": "me(1)"} | fields

@@ -102,7 +102,6 @@ def test_values_with_spaces_and_equals_signs_are_kept_apart(programs):
     assert record["NodeList"] == "node[1-2]"
     assert record["NewInLaterVersions"] == "5"
     assert record["TRES"] == "cpu=2,node=2,billing=2"
-    assert slurm_query.nodes_of("1") == ("node1", "node2")
     assert programs.calls("scontrol")[0] == "show job -o 1"
 
 
@@ -116,8 +115,7 @@ def test_the_element_that_is_asked_for_is_found_among_those_of_its_array(program
 def test_a_job_that_the_controller_forgot_has_no_record_and_is_asked_for_once(programs, said):
     programs.complains("scontrol", said)
     assert slurm_query.job_record("999") == {}
-    assert slurm_query.nodes_of("999") == ()
-    assert len(programs.calls("scontrol")) == 2
+    assert len(programs.calls("scontrol")) == 1
 
 
 def test_a_controller_that_does_not_answer_is_asked_twice_and_named(programs):
