@@ -275,6 +275,7 @@ def test_mixing_leaves_the_first_layer_and_changes_the_last(run: RunFolder, tmp_
 
 def test_larger_meshes_are_simplified_and_stay_closed(run: RunFolder, tmp_path: Path) -> None:
     out, index = generated(run, tmp_path, "num_shapes=2", "max_faces=40", "turntable_every=0")
+    assert len(index["shapes"]) == 2
     for shape in index["shapes"]:
         assert shape["closed"]
         assert shape["num_faces"] <= 40 < shape["num_faces_before"]
