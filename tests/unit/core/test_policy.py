@@ -83,3 +83,10 @@ def test_the_best_period_grows_with_cost_and_with_the_time_between_interruptions
     assert best_period_s(2.0, 12, 10_800.0) == 60.0
     assert best_period_s(0.0, 100, 10.0) == SHORTEST_S
     assert best_period_s(1e4, 0, 0.0) == LONGEST_S
+
+
+def test_what_was_saved_when_all_workers_were_found_equal_stays():
+    config = CheckpointConfig(keep_last=2)
+    assert to_delete([10, 20, 30, 40, 50], config, agreed_step=20) == [10, 30]
+    assert to_delete([10, 20, 30, 40, 50], config, agreed_step=29) == [10, 30]
+    assert to_delete([10, 20, 30, 40, 50], config, agreed_step=5) == [10, 20, 30]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from get3d_cluster.core.philox import Phase, words
 from get3d_cluster.core.shards import shards_of
-from get3d_cluster.data.order import epoch_of, permutation, sample_at
+from get3d_cluster.data.order import _words, epoch_of, permutation, sample_at
 
 FROZEN_SMALL = [4, 6, 5, 7, 3, 6]
 FROZEN_LARGE = [39114, 34089, 20689, 11244, 32697]
@@ -76,6 +76,11 @@ def test_the_order_is_that_of_the_scalar_words() -> None:
     drawn = words(77, 5, Phase.ORDER, 0, 2 * 11)
     keys = [high << 32 | low for high, low in zip(drawn[::2], drawn[1::2], strict=True)]
     assert permutation(77, 11, 5).tolist() == sorted(range(11), key=keys.__getitem__)
+
+
+def test_the_order_of_a_million_is_by_all_64_bits() -> None:
+    halves = _words(5, 0, Phase.ORDER, 2_000_000)
+    assert np.array_equal(permutation(5, 1_000_000, 0), np.lexsort((halves[1::2], halves[0::2])))
 
 
 def test_epochs_and_seeds_have_different_orders() -> None:

@@ -55,3 +55,12 @@ def test_zero_and_minus_zero_differ_and_nans_agree():
 def test_the_minority_is_named(others, said):
     with pytest.raises(HeldError, match=said):
         check_replicas(Said(*(tensors(**other) for other in others)), tensors(), 5)
+
+
+def test_the_tensors_that_differ_are_counted_and_the_first_is_named():
+    others = tensors(b=torch.tensor([4])), tensors()
+    with pytest.raises(HeldError, match=r"in 1 of 2 tensors, first b; all were equal at step 3$") as caught:
+        check_replicas(Said(*others), tensors(), 5, agreed_step=3)
+    assert caught.value.what.startswith("step 5: rank 1 has")
+    with pytest.raises(HeldError, match=r"in 2 of 2 tensors, first a; all were equal at this attempt began$"):
+        check_replicas(Said(tensors(a=torch.zeros(2)), tensors(b=torch.tensor([4]))), tensors(), 5)
