@@ -31,7 +31,7 @@ from tests.workers import final_digest, logs, make_run, run_to_end, wait_for_ste
 PLAIN = "tests.plain.job"
 PARTS = "tests.jobs_for_tests.slow_parts"
 STEPS = "num_steps=60"
-SLOW = "step_s=0.05"
+SLOW = "step_s=0.1"
 QUICK = "retry.backoff_s=0.2"
 
 
@@ -169,7 +169,7 @@ def test_damaged_png_is_found_when_it_is_packed(queue, tmp_path):
 def test_full_disk_costs_no_step_while_training_and_no_checkpoint_at_the_end(queue, tmp_path, uninterrupted):
     run = run_of(tmp_path)
     with start_launch(
-        *words(tmp_path), STEPS, "step_s=0.04", "checkpoint.every_steps=5", "retry.backoff_s=1"
+        *words(tmp_path), STEPS, SLOW, "checkpoint.every_steps=5", "retry.backoff_s=1"
     ) as process:
         wait_for_step(run, 11)
         pids = worker_pids(run, 1)
@@ -228,7 +228,7 @@ def test_port_in_use_is_named_at_once_by_both_workers(queue, tmp_path):
         port = taken.getsockname()[1]
         begun = time.monotonic()
         done = launch(*words(tmp_path), STEPS, "workers_per_node=2", f"port={port}")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60  # waiting for each other would take longer
     assert done.returncode == 2
     told(done, f"resources.port={port}", "port=0")
     assert "Traceback" not in logs(run_of(tmp_path))
@@ -297,7 +297,7 @@ def test_ctrl_c_once_saves_and_twice_stops_now(queue, tmp_path):
         wait_for_step(run, first.saved_step + 5)
         os.kill(worker_pids(run, 2)[0], signal.SIGSTOP)  # it cannot save
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        wait_until((run.attempt_dir(2) / "notice.json").exists)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 76, out + err
@@ -312,7 +312,7 @@ def test_closed_terminal_ends_the_watching_not_the_run(queue, tmp_path, uninterr
     with process:
         wait_for_step(run, 3)
         os.killpg(process.pid, signal.SIGHUP)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
     assert process.returncode == -signal.SIGHUP
     wait_until(run.is_done)
     assert run.attempts() == [1]
