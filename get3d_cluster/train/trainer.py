@@ -38,6 +38,7 @@ from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import AverageConfig, LossConfig, OptimConfig, TrainerConfig
 from get3d_cluster.train.first_weights import first_weights
 from get3d_cluster.train.fit import check_fit
+from get3d_cluster.train.norms import Part, Row, gradient_norms, measured
 from get3d_cluster.train.phases import (
     DISCRIMINATOR_NUMBERS,
     DISCRIMINATOR_STREAMS,
@@ -131,6 +132,11 @@ class Get3dTrainer:
         self._first_reals: Judged | None = None
         """The real half of this worker's first shard of the discriminator's phase, if that is done already."""
         self._rows = _Rows(session, config)
+        self._parts = _parts(self.generator, self.discriminator)
+        self._norms: Row = {}
+        """Of the step that is under way, if a row of it is due."""
+        self._r1_norms: Row = {}
+        """Of the last R1 phase: these are as rare as that."""
 
     # The job layer's side
 
@@ -152,6 +158,7 @@ class Get3dTrainer:
         begun_s = time.monotonic()
         self._set_rates()
         self._expect()
+        self._norms = {}
         troubles: list[str] = []
         fakes, numbers = self._generator_phase(troubles)
         numbers |= self._discriminator_phase(fakes, troubles)
@@ -307,6 +314,8 @@ class Get3dTrainer:
             loss.backward()
             self._reduce_r1.add(numbers)
         numbers = self._reduce_r1.finish()
+        if self._session.rank == 0:
+            self._r1_norms = gradient_norms(self._parts["r1"])
         self._take_step("r1", self._adam_d, self.discriminator, numbers, troubles)
         return dict(named(R1_NUMBERS, numbers))
 
@@ -367,7 +376,10 @@ class Get3dTrainer:
         self._session.copying.wait_for(
             *(GENERATOR_PARTS if optimizer is self._adam_g else DISCRIMINATOR_PARTS)
         )
-        optimizer.step()
+        if phase != "r1" and self._session.rank == 0 and self._is_row_due(self.counters.step + 1):
+            self._norms |= measured(optimizer.step, self._parts[phase])
+        else:
+            optimizer.step()
         return True
 
     def _move_w_avg(self, mean: Tensor | None) -> None:
@@ -431,11 +443,15 @@ class Get3dTrainer:
 
     def _show(self) -> None:
         extra = self._watch(self._watches)
-        if extra or self.is_done() or self.counters.step % self.config.watch.log_every_steps == 0:
-            shown: Numbers = {"skipped_steps": self.counters.skipped_steps}
+        if extra or self._is_row_due(self.counters.step):
+            shown: Row = {**extra, "skipped_steps": self.counters.skipped_steps}
             shown |= {"augment_p": self._strength.p} if self.config.augment.target else {}
-            self._rows.write(self.position(), extra | shown)
+            self._rows.write(self.position(), shown | self._norms | self._r1_norms)
         self._watch(self._mirrors)
+
+    def _is_row_due(self, step: int) -> bool:
+        """Say whether there is a row after ``step`` steps, however the clocks go."""
+        return step % self.config.watch.log_every_steps == 0 or step >= self.config.num_steps
 
     def _watch(self, watches: Sequence[Watch]) -> Numbers:
         """Let people see; a full disk must not end a training over a picture."""
@@ -504,6 +520,16 @@ def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Ada
     )
 
 
+def _parts(generator: nn.Module, discriminator: Discriminator) -> dict[str, dict[str, Part]]:
+    """Return what is measured in each phase, named as its losses are."""
+    heads = {name: list(getattr(discriminator, name).named_parameters()) for name in ("rgb", "mask")}
+    return {
+        "generator": {"g": list(generator.named_parameters())},
+        "discriminator": {f"d_{name}": part for name, part in heads.items()},
+        "r1": {f"r1_{name}": part for name, part in heads.items()},
+    }
+
+
 def _numbers_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return all tensors of a state, and its single numbers as tensors, by name."""
     leaves = (
@@ -550,12 +576,12 @@ class _Rows:
         self._steps += 1
         self._seconds += seconds
 
-    def write(self, position: Position, extra: Numbers) -> None:
+    def write(self, position: Position, extra: Row) -> None:
         """Write a row: sums of heads beside their parts, speed since the last row."""
         if self._total_s is None:
             self._total_s = self._seconds_before()
         self._total_s += self._seconds
-        row = {
+        row: Row = {
             "images": position.images,
             "epoch": position.epoch,
             "seconds": self._total_s,
@@ -582,9 +608,9 @@ def _totals(numbers: Mapping[str, float]) -> Numbers:
     return {name: total() for name, total in pairs.items() if f"{name}_rgb" in numbers}
 
 
-def _short(value: float) -> float | None:
+def _short(value: float | str) -> float | str | None:
     """Round for the file; JSON has no word for what is not finite."""
-    if isinstance(value, int):
+    if isinstance(value, int | str):
         return value
     return float(f"{value:.6g}") if abs(value) < float("inf") else None
 
