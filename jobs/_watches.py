@@ -18,6 +18,7 @@ from get3d_cluster.runtime.session import Session
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import TrainerConfig
 from get3d_cluster.train.previews import Watch, latents_of, portraits, random_images, ring, shrunk
+from jobs._originals import Originals, views_of
 from jobs._pictures import geometry
 
 MEASURED_PX = 64
@@ -34,7 +35,8 @@ def watches(
     """Return what rank 0 looks at."""
     watch, found = config.watch, []
     if watch.preview_every_s:
-        found.append(Watch(Sheets(config, session).look, watch.preview_every_s, watch.budget))
+        shown = Originals(config, session, dataset), Sheets(config, session)
+        found += [Watch(each.look, watch.preview_every_s, watch.budget) for each in shown]
     if watch.measure_every_s:
         reference, held_out = split_by_model([sample.key for sample in samples], config.seed)
         if min(len(held_out), watch.measure_images) < 2:
@@ -147,9 +149,7 @@ def split_by_model(keys: Sequence[str], seed: int, most: int = MOST_REALS) -> tu
 
     A key is <synset>/<model>/<view>. The halves depend on the seed and the names alone.
     """
-    models: dict[str, list[int]] = {}
-    for number, key in enumerate(keys):
-        models.setdefault(key.rpartition("/")[0], []).append(number)
+    models = views_of(keys)
     shuffled = sorted(models, key=lambda model: key_of(str(seed), model))
     halves = shuffled[0::2], shuffled[1::2]
     reference, held_out = (_spread([models[model] for model in half], most) for half in halves)

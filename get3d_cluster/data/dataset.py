@@ -52,7 +52,7 @@ class ImageDataset:
         self._ahead = Ahead(
             decoder.pixels, threads=read.threads, most=read.ahead_mb * 2**20 // (4 * resolution**2)
         )
-        angles = [condition_of(rotation, elevation) for rotation, elevation in self._images.angles_deg()]
+        angles = [condition_of(rotation, elevation) for rotation, elevation in self.angles_deg()]
         self._cameras = torch.tensor(angles, dtype=torch.float64).to(torch.float32)
 
     def __reduce__(self) -> tuple[Any, ...]:  # threads and connections stay behind
@@ -70,6 +70,10 @@ class ImageDataset:
     def cameras(self) -> Tensor:  # [N, 2] float32 on the CPU: azimuth, polar, radians
         """Where each image was taken from."""
         return self._cameras
+
+    def angles_deg(self) -> list[tuple[float, float]]:
+        """Return rotation and elevation of every image's camera."""
+        return self._images.angles_deg()
 
     @property
     def samples(self) -> Sequence[Sample]:

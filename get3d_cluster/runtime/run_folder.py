@@ -38,6 +38,9 @@ class RunFolder:
         self.slurm_dir = self.path / "slurm"
         self.samples_dir = self.path / "samples"
         self.meshes_dir = self.path / "meshes"
+        self.dataset_dir = self.path / "dataset"
+        self.reals_path = self.dataset_dir / "real.png"
+        self.cameras_path = self.dataset_dir / "cameras.json"
         self.report_path = self.path / "report.html"
 
     @classmethod
@@ -157,7 +160,7 @@ class RunFolder:
         """
         for folder in (self.path, self.leases_dir, *map(self.attempt_dir, self.attempts())):
             clean_folder(folder)
-        for folder in (self.samples_dir, self.meshes_dir):
+        for folder in (self.samples_dir, self.meshes_dir, self.dataset_dir):
             clean_folder(folder, is_ours=is_one_writer, is_deep=True)
 
     def saved_step(self) -> int:
