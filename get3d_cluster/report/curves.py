@@ -1,18 +1,11 @@
 """Curves of the measured numbers, as points to draw. Pure."""
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from get3d_cluster.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Tick, short_number
 from get3d_cluster.report.reading import Measurement
-
-WIDTH = 460.0
-HEIGHT = 210.0
-LEFT = 52.0
-RIGHT = 12.0
-TOP = 10.0
-BOTTOM = 38.0
 
 MOST_POINTS = 200
 MOST_CURVES = 6
@@ -21,8 +14,32 @@ MOST_CURVES = 6
 LOG_RATIO = 50.0
 """A chart whose positive values span more than this factor gets a logarithmic axis."""
 
-_FIRST = ("distance", "fd", "iou", "loss")
+_FIRST = (
+    "frechet",
+    "silhouette",
+    "distance",
+    "fd",
+    "iou",
+    "loss",
+    "r1",
+    "logit",
+    "sign",
+    "grad",
+    "weight",
+    "update",
+)
 """Groups shown first, in this order: what says how good the run is, then how it trains."""
+
+_TITLES = {
+    "loss": "losses",
+    "r1": "R1 penalties",
+    "logit": "mean logits",
+    "sign": "mean signs of logits",
+    "grad": "norms of gradients",
+    "weight": "norms of weights",
+    "update": "change of weights in a step / weights",
+}
+"""Of the groups of a training; others are named by their word."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +57,6 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tick:
-    """A place on an axis."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
     """Curves that share their axes."""
 
@@ -59,6 +68,8 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     resumes: tuple[float, ...]
     """Where the run came back after an interruption."""
+    note: str = ""
+    """What the last row says of this group in words."""
 
 
 def charts(measurements: Sequence[Measurement], resume_steps: Sequence[int] = ()) -> list[Chart]:
@@ -78,18 +89,6 @@ def charts(measurements: Sequence[Measurement], resume_steps: Sequence[int] = ()
     return [_chart(title, members, measurements, resume_steps) for title, members in pieces]
 
 
-def short_number(value: float) -> str:
-    """Return a number as people write it on an axis.
-
-    >>> [short_number(v) for v in (0, 1500, 48000, 2.5e6, 0.05, 1.25e-5, 17.0)]
-    ['0', '1.5k', '48k', '2.5M', '0.05', '1.2e-05', '17']
-    """
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
-
-
 def _chart(
     title: str, names: Sequence[str], rows: Sequence[Measurement], resume_steps: Sequence[int]
 ) -> Chart:
@@ -100,46 +99,24 @@ def _chart(
     }
     values = [y for points in series.values() for _, y in points]
     logarithmic = min(values) > 0.0 and max(values) / min(values) > LOG_RATIO
-    x_axis = _Axis(0.0, _x(rows[-1], by_images), LEFT, WIDTH - RIGHT)
-    y_axis = _Axis(
+    x_axis = Axis(0.0, _x(rows[-1], by_images), LEFT, WIDTH - RIGHT)
+    y_axis = Axis(
         *_padded(min(values), max(values), logarithmic), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic
     )
     resumed = [m for step in resume_steps if step > 0 for m in [_nearest(rows, step)]]
     return Chart(
-        title=names[0] if len(names) == 1 else title,
+        title=_TITLES.get(title, names[0] if len(names) == 1 else title),
         logarithmic=logarithmic,
         x_label="images seen" if by_images else "step",
         curves=tuple(_curve(name, points, x_axis, y_axis) for name, points in series.items()),
         x_ticks=x_axis.ticks(5),
         y_ticks=y_axis.ticks(4),
         resumes=tuple(sorted({round(x_axis.at(_x(m, by_images)), 1) for m in resumed})),
+        note=_note(title, rows[-1].words),
     )
 
 
-class _Axis:
-    """Values to places on paper."""
-
-    def __init__(
-        self, low: float, high: float, start: float, end: float, *, logarithmic: bool = False
-    ) -> None:
-        self._log = logarithmic
-        self._low, self._high = low, high
-        self._start, self._end = start, end
-
-    def at(self, value: float) -> float:
-        low, high, v = (self._warped(x) for x in (self._low, self._high, value))
-        share = (v - low) / (high - low) if high > low else 0.5
-        return self._start + share * (self._end - self._start)
-
-    def ticks(self, about: int) -> tuple[Tick, ...]:
-        values = _decades(self._low, self._high) if self._log else _round_steps(self._low, self._high, about)
-        return tuple(Tick(at=round(self.at(v), 1), label=short_number(v)) for v in values)
-
-    def _warped(self, value: float) -> float:
-        return math.log10(value) if self._log else value
-
-
-def _curve(name: str, points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> Curve:
+def _curve(name: str, points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> Curve:
     placed = [(x_axis.at(x), y_axis.at(y)) for x, y in points]
     return Curve(
         name=name,
@@ -167,24 +144,14 @@ def _padded(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
     return (0.0 if low >= 0.0 > bottom else bottom), high + room
 
 
-def _round_steps(low: float, high: float, about: int) -> list[float]:
-    if high <= low:
-        return [low]
-    raw = (high - low) / about
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * magnitude for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * magnitude >= raw)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
-
-
-def _decades(low: float, high: float) -> list[float]:
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1.0, 3.0) if math.log10(high / low) < 2.5 else (1.0,)
-    return [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
-
-
 def _first_word(name: str) -> str:
     return re.split(r"[/._]", name, maxsplit=1)[0]
+
+
+def _note(group: str, words: Mapping[str, str]) -> str:
+    """Name the parameters that a group is mostly made of, such as ``grad_most_g``."""
+    found = {key: value for key, value in sorted(words.items()) if key.startswith(f"{group}_most_")}
+    return ", ".join(f"{key.removeprefix(f'{group}_most_')} {value[:80]}" for key, value in found.items())
 
 
 def _rank(group: str) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from get3d_cluster.runtime.checkpoint_files import meta_in
 _LARGEST = 1e39
 """Beyond float32, so no measurement; also keeps differences of two values finite. False for NaN."""
 
+REALS, CAMERAS = Path("dataset", "real.png"), Path("dataset", "cameras.json")
 _POSITION_KEYS = frozenset({"step", "images", "epoch", "seconds"})
 _PICTURES = frozenset({".png", ".gif", ".jpg", ".jpeg", ".webp"})
 _MESHES = frozenset({".glb", ".obj", ".mtl", ".ply", ".stl"})
@@ -43,6 +45,7 @@ class Measurement:
     epoch: int
     seconds: float
     values: Mapping[str, float]
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +77,26 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """One angle of all cameras: shares of real and of generated images between edges, in degrees."""
+
+    edges: tuple[float, ...]
+    data: tuple[float, ...]
+    data_range: tuple[float, ...]
+    drawn: tuple[float, ...]
+    drawn_range: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cameras:
+    """dataset/cameras.json."""
+
+    num_images: int
+    azimuth: Spread
+    elevation: Spread
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
     """Everything a report shows."""
 
@@ -98,6 +121,9 @@ class RunFacts:
     """Log of rank 0 by attempt, relative to the run folder."""
     evaluations: tuple["Evaluated", ...] = ()
     """What the job evaluate measured, in order of steps."""
+    reals: Path | None = None
+    """Sheet of real images, relative to the run folder."""
+    cameras: Cameras | None = None
     environments: tuple[Mapping[str, Any], ...] = ()
     """Where the run went on in another numeric environment, as the newest checkpoint tells: step, changed."""
 
@@ -124,6 +150,8 @@ def read_run(path: Path) -> RunFacts:
         meshes=_files(path, "meshes", _MESHES | _PICTURES),
         logs={attempt: log.relative_to(path) for attempt, log in logs.items() if log.is_file()},
         evaluations=_evaluations(path / "evaluation"),
+        reals=REALS if (path / REALS).is_file() else None,
+        cameras=read_cameras(path),
         environments=tuple(meta_in(list(checkpoints.values())[-1]).get("not_bitwise", ()))
         if checkpoints
         else (),
@@ -201,6 +229,7 @@ def _measurement(row: Mapping[str, Any]) -> Measurement:
         epoch=whole(row.get("epoch")),
         seconds=number(row.get("seconds")),
         values={key: float(value) for key, value in values.items()},
+        words={key: value for key, value in row.items() if isinstance(value, str)},
     )
 
 
@@ -220,6 +249,33 @@ def _evaluated(data: Mapping[str, Any]) -> Evaluated:
         features=str(features[0]) if features else "",
         values={str(row.get("name")): float(row["value"]) for row in rows if _is_drawable(row.get("value"))},
     )
+
+
+def read_cameras(run_path: Path) -> Cameras | None:
+    """Return the histograms of a run's cameras; None if there are none that can be drawn."""
+    data = _object(run_path / CAMERAS) or {}
+    azimuth, elevation = (_spread(data.get(angle)) for angle in ("azimuth_deg", "elevation_deg"))
+    if azimuth is None or elevation is None:
+        return None
+    return Cameras(num_images=whole(data.get("num_images")), azimuth=azimuth, elevation=elevation)
+
+
+def _spread(data: object) -> Spread | None:
+    """Return a histogram that can be drawn; None if it cannot."""
+    given = data if isinstance(data, dict) else {}
+    parts = {key: _degrees(given.get(key)) for key in ("edges", "data", "data_range", "drawn", "drawn_range")}
+    sizes = [len(part) for part in parts.values()]
+    bins = sizes[0] - 1
+    rises = all(b > a for a, b in pairwise(parts["edges"]))
+    is_whole = (
+        bins > 0 and rises and sizes[1:] == [bins, 2, bins, 2] and max(*parts["data"], *parts["drawn"]) > 0
+    )
+    return Spread(**parts) if is_whole else None
+
+
+def _degrees(data: object) -> tuple[float, ...]:
+    values = data if isinstance(data, list) else []
+    return tuple(map(float, values)) if all(map(_is_drawable, values)) else ()
 
 
 def _ending(data: Mapping[str, Any]) -> Ending:

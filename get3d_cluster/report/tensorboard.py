@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from get3d_cluster.errors import StorageError, UsageError
+from get3d_cluster.report.cameras import histograms, picture
+from get3d_cluster.report.reading import read_cameras
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 
@@ -40,6 +42,8 @@ class TensorBoard:
         self._size = 0
         """Bytes of whole records; what a full disk cut short lies behind them."""
         self._next = 0
+        self._fixed: dict[str, int] = {}
+        """Steps at which what never changes was written, by name."""
 
     def catch_up(self) -> None:
         """Write all rows of metrics.jsonl that are not there yet, and the newest sheet. Raises: StorageError."""
@@ -49,9 +53,14 @@ class TensorBoard:
             rows = [row for row in read_rows(self._run.metrics_path) if row.get("step", -1) >= self._next]
             if rows:
                 curves = [record for row in rows for record in _row_records(row)]
-                self._append([*curves, *_sheet_records(rows[-1]["step"], self._run.samples_dir)])
-                self._next = rows[-1]["step"] + 1
-                write_json(self._folder / MARK, {"next": self._next})
+                step = rows[-1]["step"]
+                new = {tag: find(self._run) for tag, find in FIXED.items() if tag not in self._fixed}
+                pictures = {"samples": _newest(self._run.samples_dir), **new}
+                found = {tag: pixels for tag, pixels in pictures.items() if pixels is not None}
+                self._append([*curves, *_picture_records(step, found)])
+                self._next = step + 1
+                self._fixed |= {tag: step for tag in new if tag in found}
+                write_json(self._folder / MARK, {"next": self._next, "fixed": self._fixed})
         except OSError as error:
             what = f"{self._folder} cannot be written: {error.strerror or error}"
             raise StorageError(what, "the curves are in metrics.jsonl all the same") from error
@@ -60,7 +69,9 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._next = min(_flushed(self._folder), _resumed_at(self._run, self._attempt) + 1)
+        flushed, fixed = _mark(self._folder)
+        self._next = min(flushed, _resumed_at(self._run, self._attempt) + 1)
+        self._fixed = {tag: step for tag, step in fixed.items() if step < self._next}
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{self._attempt:04d}"
         self._file = self._folder / name
         start = SessionLog(status=SessionLog.START)
@@ -85,11 +96,25 @@ def _row_records(row: Mapping[str, Any]) -> list[bytes]:
     return [_record(row["step"], summary=scalar(name, value)) for name, value in curves_of(row).items()]
 
 
-def _sheet_records(step: int, folder: Path) -> list[bytes]:
+def _picture_records(step: int, pictures: Mapping[str, Any]) -> list[bytes]:
     from tensorboardX.summary import image
 
-    sheet = _newest(folder)
-    return [] if sheet is None else [_record(step, summary=image("samples", sheet, dataformats="HWC"))]
+    return [_record(step, summary=image(tag, pixels, dataformats="HWC")) for tag, pixels in pictures.items()]
+
+
+def _reals(run: RunFolder) -> Any:  # [H, W, 3] uint8, or None
+    with suppress(OSError):
+        return np.asarray(Image.open(run.reals_path).convert("RGB"))
+    return None
+
+
+def _cameras(run: RunFolder) -> Any:  # [H, W, 3] uint8, or None
+    cameras = read_cameras(run.path)
+    return np.asarray(picture(histograms(cameras))) if cameras else None
+
+
+FIXED = {"samples_real": _reals, "cameras": _cameras}
+"""Pictures that never change, and so are written once."""
 
 
 def _record(step: int, **content: Any) -> bytes:
@@ -106,18 +131,20 @@ def curves_of(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a row that make curves, named by what they are about."""
     values = {key: value for key, value in row.items() if isinstance(value, (int, float))}
     found = {name: float(values[key]) for key, name in NAMES.items() if key in values}
-    groups = {"loss": "loss", "r1": "loss", "logit": "logits"}
+    norms = dict.fromkeys(("grad", "weight", "update"), "norms")
+    groups = {"loss": "loss", "r1": "loss", "logit": "logits", "skipped": "progress", **norms}
     for key, value in values.items():
         if key not in _NOT_CURVES:
             found[f"{groups.get(key.partition('_')[0], 'other')}/{key}"] = float(value)
     return found
 
 
-def _flushed(folder: Path) -> int:
-    """Return the step from which on nothing is known to be in the files of earlier attempts."""
-    with suppress(UsageError, ValueError, TypeError):
-        return int(read_json(folder / MARK)["next"])
-    return 0
+def _mark(folder: Path) -> tuple[int, dict[str, int]]:
+    """Return from which step on nothing is known to be in the files of earlier attempts, and what else is there."""
+    with suppress(UsageError, ValueError, TypeError, KeyError, AttributeError):
+        mark = read_json(folder / MARK)
+        return int(mark["next"]), {str(tag): int(step) for tag, step in mark.get("fixed", {}).items()}
+    return 0, {}
 
 
 def _resumed_at(run: RunFolder, attempt: int) -> int:

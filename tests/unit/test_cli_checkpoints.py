@@ -11,7 +11,7 @@ from get3d_cluster.cli.entry import run as command
 from get3d_cluster.cli.facts import gather
 from get3d_cluster.cli.status import row_of
 from get3d_cluster.core.job import CheckpointConfig, JobSpec
-from get3d_cluster.report.page import details
+from get3d_cluster.report.headline import details
 from get3d_cluster.report.reading import read_run
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.run_folder import RunFolder

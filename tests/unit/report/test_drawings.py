@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from get3d_cluster.report.curves import HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, Chart, charts
+from get3d_cluster.report.axes import HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from get3d_cluster.report.curves import MOST_POINTS, Chart, charts
 from get3d_cluster.report.reading import Ending, Event, Measurement, RunFacts, natural_key
 from get3d_cluster.report.timeline import MARK_WIDTH, timeline
 from get3d_cluster.report.timeline import WIDTH as LINE

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from get3d_cluster.report.page import evaluation_tables, write_report
+from get3d_cluster.report.evaluations import evaluation_tables
+from get3d_cluster.report.page import write_report
 from get3d_cluster.report.reading import read_run
 
 

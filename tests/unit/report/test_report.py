@@ -11,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from get3d_cluster.errors import UsageError
-from get3d_cluster.report.page import (
-    attempt_rows,
-    digest,
-    images_per_second,
-    page,
-    state,
-    steps_lost,
-    tiles,
-    time_spent,
-    write_report,
-)
+from get3d_cluster.report.attempts import attempt_rows, steps_lost, time_spent
+from get3d_cluster.report.headline import digest, images_per_second, state, tiles
+from get3d_cluster.report.page import page, write_report
 from get3d_cluster.report.reading import read_run
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
 from get3d_cluster.runtime.run_folder import RunFolder
