@@ -20,7 +20,7 @@ from get3d_cluster.train.config import TrainerConfig
 from get3d_cluster.train.previews import ring
 
 Images = NDArray[np.float32]
-ROWS = ("from about the same side", "from behind", "their masks")
+ROWS = ("from about the same side", "from the other side", "masks, from the same side")
 INK = 0.25
 """Brightness of masks on the sheet."""
 

@@ -26,7 +26,7 @@ MEASURED_PX = 64
 MOST_REALS = 1024
 """Real images on either side of a measurement, at most."""
 CHUNK = 32
-ROWS = ("colours", "colours, from behind", "geometry")
+ROWS = ("colours", "colours, from the other side", "geometry")
 
 
 def watches(

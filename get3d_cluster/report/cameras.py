@@ -54,7 +54,13 @@ def picture(charts: Sequence[Histogram]) -> Image.Image:
     sheet = Image.new("RGB", (round(WIDTH) * _SCALE, len(charts) * height * _SCALE), "white")
     for row, chart in enumerate(charts):
         pen = _Pen(sheet, row * height)
-        pen.text(LEFT, 3, f"{chart.title}: real images {chart.data}; generated {chart.drawn}", _INK, "la")
+        pen.text(
+            LEFT,
+            3,
+            f"{chart.title} (blue: real images, {chart.data}; orange: generated, {chart.drawn})",
+            _INK,
+            "la",
+        )
         pen = _Pen(sheet, row * height + 24)
         for tick in chart.y_ticks:
             pen.line([(LEFT, tick.at), (WIDTH - RIGHT, tick.at)], _GRID, 1)
@@ -96,7 +102,7 @@ def _histogram(name: str, spread: Spread) -> Histogram:
     bars, outline = [], [(across.at(spread.edges[0]), floor)]
     for (left, right), data, drawn in zip(pairwise(spread.edges), spread.data, spread.drawn, strict=True):
         start, stop, top = across.at(left), across.at(right), up.at(100.0 * data)
-        said = f"{left:g}° to {right:g}°: {data:.1%} of the real images, {drawn:.1%} of the generated"
+        said = f"{left:g}° to {right:g}°: {100 * data:.1f} % of the real images, {100 * drawn:.1f} % of the generated"
         bars.append(Bar(x=start, y=top, width=stop - start, height=floor - top, text=said))
         outline += [(start, up.at(100.0 * drawn)), (stop, up.at(100.0 * drawn))]
     turn = name == "azimuth"
@@ -122,4 +128,4 @@ def _warning(spread: Spread) -> str:
             drawn for data, drawn in pairs if not data
         ),
     }
-    return "; ".join(f"{share:.0%} {what}" for what, share in found.items() if share > WORTH_A_WORD)
+    return "; ".join(f"{100 * share:.0f} % {what}" for what, share in found.items() if share > WORTH_A_WORD)

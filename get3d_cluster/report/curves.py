@@ -31,6 +31,8 @@ _FIRST = (
 """Groups shown first, in this order: what says how good the run is, then how it trains."""
 
 _TITLES = {
+    "frechet": "Fréchet distance to real images",
+    "silhouette": "overlap with the best matching real silhouettes",
     "loss": "losses",
     "r1": "R1 penalties",
     "logit": "mean logits",
@@ -151,7 +153,7 @@ def _first_word(name: str) -> str:
 def _note(group: str, words: Mapping[str, str]) -> str:
     """Name the parameters that a group is mostly made of, such as ``grad_most_g``."""
     found = {key: value for key, value in sorted(words.items()) if key.startswith(f"{group}_most_")}
-    return ", ".join(f"{key.removeprefix(f'{group}_most_')} {value[:80]}" for key, value in found.items())
+    return ", ".join(f"{key.removeprefix(f'{group}_most_')} in {value[:80]}" for key, value in found.items())
 
 
 def _rank(group: str) -> tuple[int, str]:

@@ -81,9 +81,12 @@ def _title(path: Path) -> str:
     words = re.sub(r"[0-9]+", " ", path.relative_to("samples").with_suffix("").as_posix())
     return (
         " ".join(re.split(r"[-_./\s]+", words)).strip().removesuffix(" step").removesuffix(" images")
-        or "samples"
+        or "generated"
     )
 
 
 def _caption(path: Path) -> str:
+    """Say what a name says; sheets of a training have the number of images seen as theirs."""
+    if path.stem.isdecimal():
+        return f"{int(path.stem):,} images"
     return re.sub(r"0*([0-9]+)", lambda m: f"{int(m[1]):,}", path.stem).replace("-", " ").replace("_", " ")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from get3d_cluster.data.camera_counts import camera_counts
 from get3d_cluster.errors import StorageError
 from get3d_cluster.report.tensorboard import FOLDER, MARK, TensorBoard, curves_of
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -160,3 +161,36 @@ def test_a_training_writes_its_last_row(tmp_path: Path) -> None:
     steps = [step for step, _ in shown(RunFolder(tmp_path / "run"))]
     assert steps == list(range(1, work.position().step + 1))
     assert np.isfinite([value for _, value in shown(RunFolder(tmp_path / "run"))]).all()
+
+
+def test_real_images_and_cameras_are_shown_once_over_resumes_and_late_ones_as_well(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run")
+    rows(run, 1, 4)
+    TensorBoard(run, 1).catch_up()
+    run.dataset_dir.mkdir()
+    Image.new("RGB", (6, 4), "red").save(run.reals_path)
+    run.cameras_path.write_text(json.dumps(camera_counts([0.0, 90.0], [5.0, 6.0], (0.0, 30.0))))
+    board = TensorBoard(run, 1)
+    for last in (6, 8):
+        rows(run, last - 1, last)
+        board.catch_up()
+    assert pictures(run) == {"cameras": [6], "samples_real": [6]}
+    resumed(run, 2, 7)
+    rows(run, 8, 12)
+    TensorBoard(run, 2).catch_up()
+    assert pictures(run) == {"cameras": [6], "samples_real": [6]}
+    resumed(run, 3, 3)  # from before they were shown: TensorBoard forgets them
+    rows(run, 4, 9)
+    TensorBoard(run, 3).catch_up()
+    assert pictures(run) == {"cameras": [9], "samples_real": [9]}
+
+
+def pictures(run: RunFolder) -> dict[str, list[int]]:
+    """Return the steps at which TensorBoard shows each picture."""
+    found: list[tuple[int, str]] = []
+    for file in sorted((run.path / FOLDER).glob("events.*"), key=lambda path: path.name.rpartition(".")[2]):
+        for event in records(file):
+            if event.session_log.status == SessionLog.START:
+                found = [(step, tag) for step, tag in found if step < event.step]
+            found += [(event.step, value.tag) for value in event.summary.value if value.HasField("image")]
+    return {tag: [step for step, name in found if name == tag] for _, tag in sorted(found)}
