@@ -30,8 +30,11 @@ from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.dist.group import Group, SoloGroup, TorchGroup
 from get3d_cluster.errors import CheckpointError, ExitCode, FencedError, Get3dError, StorageError, UsageError
 from get3d_cluster.runtime.cadence import Cadence
-from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, tiers_for
-from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
+from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, tiers_for
+from get3d_cluster.runtime.checkpoint_copies import FAR, LAST_S, Copies, wait_together
+from get3d_cluster.runtime.checkpoint_copies import PATIENCE_S as COPY_S
+from get3d_cluster.runtime.checkpoint_flight import Verdict
+from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.env import host
 from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.lease import Lease, read_lease, refuse_second_copy
@@ -140,7 +143,8 @@ class _Loop:
         whole = path.absolute()
         tiers = tiers_for(config, whole.name, str(whole), is_one_node=self._is_one_node())
         self._checkpoints = Checkpoints(open_storage(path / "checkpoints"), config, check, tiers)
-        self._saver = Saver(self._checkpoints, self._group)
+        self._copies = Copies(self._checkpoints, self._group)
+        self._saver = Saver(self._checkpoints, self._group, self._copies.held)
         self._cadence = Cadence(config, 0)
         self._done = self._saved_done = self._begun_done = self._local_done = 0
         self._begun_s = self._start_s = time.monotonic()
@@ -154,7 +158,7 @@ class _Loop:
     def begin(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
         """Take the path and go to the newest checkpoint; take nothing if that fails."""
         self._notices.install(PATIENCE_S)
-        atexit.register(self._saver.close)
+        atexit.register(self._exit)
         try:
             self._on_rank_0(self._take_lease)
             return self._resume(others)
@@ -247,15 +251,15 @@ class _Loop:
             self._is_state_known = True
         why = self._saver.flight.why if self._saver.flight else ""
         if verdict := self._saver.advance(flags):
-            self._landed(verdict, why)
+            self._landed(verdict, why, is_last=not stop)
+        self._tell_of_copies()
         if stop:
             self._notices.answer()
-            if self._saver.flight and "url" in self._saver.flight.tiers:
-                self._saver.drop()  # nobody knows how long that takes
-            self._save_now((RUN,))
+            self._save_now()
+            self._let_copies_arrive(COPY_S, lambda: self._notices.is_urgent)
             self._leave(epoch, step)
         elif save:
-            self._begin(self._far())
+            self._begin()
         elif self._is_local_due():
             self._begin_local()
         return stop or save
@@ -276,19 +280,30 @@ class _Loop:
 
     def finish(self) -> None:
         try:
-            self._save_now(self._far())
+            self._save_now()
+            self._let_copies_arrive(LAST_S, lambda: self._notices.requested)
         finally:
             self._end()
 
-    def _far(self) -> tuple[str, ...]:
-        return tuple(tier for tier in (RUN, "url") if tier in self._checkpoints.tiers)
+    def _let_copies_arrive(self, seconds: float, is_called_away: Callable[[], bool]) -> None:
+        """Let what is saved reach the URL, too, while there is time."""
+        if FAR in self._checkpoints.tiers:
+            wait_together(self._copies, self._group, time.monotonic() + seconds, is_called_away)
 
-    def _begin(self, tiers: tuple[str, ...]) -> None:
+    def _tell_of_copies(self) -> None:
+        for copied in self._copies.news():
+            if copied.problem:
+                print(f"no copy of the checkpoint of step {copied.step}: {copied.problem}", flush=True)
+            elif copied.skipped_for is not None:
+                newer = f"that of step {copied.skipped_for} was there before the copy of an older one was"
+                print(f"no copy of the checkpoint of step {copied.step}: {newer}", flush=True)
+
+    def _begin(self) -> None:
         """Send the state on its way; a small one is written here and now."""
         state = self._state() | {"generators": self._generators()}
         self._begun_done, self._begun_s = self._done, time.monotonic()
         self._local_done = self._done
-        is_begun = self._saver.begin(self._done, state, self._meta(), tiers=tiers)
+        is_begun = self._saver.begin(self._done, state, self._meta())
         if not is_begun:
             self._write_here(state)
         self._stall_s = time.monotonic() - self._begun_s
@@ -298,28 +313,35 @@ class _Loop:
     def _begin_local(self) -> None:
         self._local_done = self._done
         state = self._state() | {"generators": self._generators()}
-        self._saver.begin(self._done, state, self._meta(), why="local", tiers=("local",))
+        self._saver.begin(self._done, state, self._meta(), why="local", tier="local")
 
-    def _save_now(self, tiers: tuple[str, ...]) -> None:
+    def _save_now(self) -> None:
         """Publish the state unless it is; nobody goes on before rank 0 has."""
         if self._saver.flight:
             why, verdict = self._saver.flight.why, self._saver.finish()
-            if verdict.get("kind") != "storage":  # the save that follows meets the same, or it is over
-                self._landed(verdict, why)
+            self._landed(verdict, why, is_last=False)
         if self._done > self._saved_done:
-            self._begin(tiers)
+            self._begin()
             if self._saver.flight:
                 self._landed(self._saver.finish(), "")
 
     def _write_here(self, state: dict[str, Any]) -> None:
-        self._on_rank_0(lambda: self._checkpoints.save(self._done, state, self._meta()))
+        held = self._copies.held()
+        self._on_rank_0(lambda: self._checkpoints.save(self._done, state, self._meta(), held=held))
         self._saved_done = self._done
+        self._copies.offer(self._done)
 
-    def _landed(self, verdict: Verdict, why: str) -> None:
-        """Note how a save ended; one of the near tier may fail. Raises: StorageError, FencedError."""
+    def _landed(self, verdict: Verdict, why: str, *, is_last: bool = True) -> None:
+        """Note how a save ended; one of the near tier may fail. Raises: StorageError, FencedError.
+
+        Unless it ``is_last``, a save of the newest step follows: what the storage refused is told, not raised.
+        """
         if why == "local" and verdict.get("kind") != "fenced":
             return
-        if verdict.get("kind") == "writer":
+        if verdict.get("kind") == "storage" and not is_last:
+            if self._group.rank == 0:
+                print(f"a checkpoint failed: {verdict['error']}; the last step is saved now", flush=True)
+        elif verdict.get("kind") == "writer":
             self._write_here(self._state() | {"generators": self._generators()})
         elif "error" in verdict:
             kind = FencedError if verdict["kind"] == "fenced" else StorageError
@@ -327,8 +349,7 @@ class _Loop:
         else:
             self._saved_done = verdict["step"]
             self._cadence.note(self._stall_s, verdict["seconds"])
-            for problem in verdict.get("problems", ()) if self._group.rank == 0 else ():
-                print(f"no copy of the checkpoint of step {verdict['step']}: {problem}", flush=True)
+            self._copies.offer(self._saved_done)
 
     def _meta(self) -> dict[str, Any]:
         now = {"attempt": self._attempt, "active_s": self._active_s(), "on": self._on}
@@ -340,13 +361,13 @@ class _Loop:
         return {"model": model, "optimizer": optimizer, "place": self._place, **more}
 
     def _leave(self, epoch: int, step: int) -> None:
+        self._close()
         if self._lease:
             print(
                 f"suspended after step {step} of epoch {epoch}: the same command goes on from there",
                 flush=True,
             )
             self._lease.release()
-        self._saver.close()
         if self._group.world_size > 1:  # all is saved; a thread of gloo may abort an ordinary exit
             sys.stdout.flush()
             sys.stderr.flush()
@@ -354,13 +375,23 @@ class _Loop:
         sys.exit(int(ExitCode.SUSPENDED))
 
     def _end(self) -> None:
-        atexit.unregister(self._saver.close)
+        atexit.unregister(self._exit)
         try:
-            self._saver.close()
+            self._close()
             if self._lease:
                 self._lease.release()
         finally:
             self._notices.uninstall()
+
+    def _exit(self) -> None:
+        """Come to an end with the process, which nobody announced."""
+        self._copies.wait(COPY_S)
+        self._close()
+
+    def _close(self) -> None:
+        self._saver.close()
+        self._copies.close()
+        self._tell_of_copies()
 
     def _generators(self) -> dict[str, Any]:
         mine = {"torch": torch.random.get_rng_state(), "host": _host_generators()}

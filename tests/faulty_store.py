@@ -17,13 +17,14 @@ FAULTS = ("slow", "full", "torn", "torn in silence", "stale list", "error on wri
 
 
 class FaultyStore:
-    """Stands for an fsspec file system. ``fault`` names what goes wrong now; empty: nothing."""
+    """Stands for an fsspec file system. ``fault`` names what goes wrong, in a call by ``chance``; empty: nothing."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, slow_s: float = 0.002, chance: float = 0.35) -> None:
         self.fs = MemoryFileSystem(skip_instance_cache=True)
         self.fs.store, self.fs.pseudo_dirs = {}, [""]  # of this store alone
         self.fault = ""
         self.met: dict[str, int] = {}
+        self._slow_s, self._chance = slow_s, chance
         self._random = random.Random(seed)
         self._lists: dict[str, list[str]] = {}
 
@@ -77,7 +78,7 @@ class FaultyStore:
 
     def _meet_write(self, path: str, data: bytes) -> None:
         if self._happens("slow"):
-            time.sleep(0.002)
+            time.sleep(self._slow_s)
         if self._happens("full"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         if self._happens("error on write"):
@@ -91,8 +92,8 @@ class FaultyStore:
             raise TimeoutError(errno.ETIMEDOUT, "no answer")
 
     def _happens(self, fault: str) -> bool:
-        """Say whether it goes wrong in this call: about every third, so that each file meets it some time."""
-        happens = self.fault == fault and self._random.random() < 0.35
+        """Say whether it goes wrong in this call: by chance, so that each file meets it some time."""
+        happens = self.fault == fault and self._random.random() < self._chance
         if happens:
             self.met[fault] = self.met.get(fault, 0) + 1
         return happens

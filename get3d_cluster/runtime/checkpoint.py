@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ class Checkpoints:
     """The checkpoints of one run. Rank 0 saves; every rank loads.
 
     ``storage``, the tier ``run``, is where they have to be. ``more`` are other tiers: ``local`` is faster and holds
-    newer ones, ``url`` holds copies elsewhere.
+    newer ones, ``url`` holds copies of those in ``run`` elsewhere.
     """
 
     def __init__(
@@ -124,8 +124,9 @@ class Checkpoints:
         state: Mapping[str, Any],
         meta: Mapping[str, Any],
         agreed_step: int | None = None,
+        held: Sequence[int] = (),
     ) -> Saved:
-        """Publish ``state`` as the checkpoint of ``step`` in the first tier, read it back, then let old ones go.
+        """Publish ``state`` as the checkpoint of ``step`` in the tier ``run``, read it back, then let old ones go.
 
         Raises: FencedError if another attempt owns the run; StorageError, after which older checkpoints stand.
         """
@@ -141,7 +142,7 @@ class Checkpoints:
         storage = self.tiers[RUN]
         if not stands(storage, step, digest):
             storage.write(name_of(step), {**files, MANIFEST: signed(body)})
-        prune(storage, step, self.config, agreed_step)
+        prune(storage, step, self.config, agreed_step, held)
         num_bytes = sum(len(data) for data in files.values())
         return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
 

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,13 +181,22 @@ def stands(storage: Storage, step: int, digest: str) -> bool:
     return False
 
 
-def prune(storage: Storage, newest: int, config: CheckpointConfig, agreed_step: int | None = None) -> None:
-    """Delete what may go, once ``newest`` was read back. Raises: StorageError if it is not what was written."""
+def prune(
+    storage: Storage,
+    newest: int,
+    config: CheckpointConfig,
+    agreed_step: int | None = None,
+    held: Sequence[int] = (),
+) -> None:
+    """Delete what may go, once ``newest`` was read back; not the steps ``held``, which somebody reads just now.
+
+    Raises: StorageError if ``newest`` is not what was written.
+    """
     try:
         steps = [step_of(name) for name in names_in(storage)]
     except OSError:
         return  # nothing is lost by keeping them until the next save
-    going = [step for step in to_delete(steps, config, agreed_step) if step != newest]
+    going = [step for step in to_delete(steps, config, agreed_step) if step not in (newest, *held)]
     if going and _reads_back(storage, newest):
         for step in going:
             storage.delete(name_of(step))

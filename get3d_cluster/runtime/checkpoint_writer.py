@@ -3,8 +3,8 @@
 Started by ``checkpoint_link``: ``python -m get3d_cluster.runtime.checkpoint_writer MEMORY``, MEMORY being the
 descriptor of the memory that it shares with its worker. One JSON object a line comes in on standard input:
 
-- ``write``: make files durable in each place, out of the shared memory; answers ``written`` with their digests.
-- ``publish``: digest the whole state, ask ``ready``, and only after ``go`` publish in each place; answers ``saved``.
+- ``write``: make files durable, out of the shared memory; answers ``written`` with their digests.
+- ``publish``: digest the whole state, ask ``ready``, and only after ``go`` publish; answers ``saved``.
 - ``drop``: forget what was written.
 
 Whatever fails is answered by ``failed``. Without its worker it ends: nobody else may say that the run is still its own.
@@ -67,11 +67,9 @@ class Writer:
         self._answer = answer
         self._ask = ask
         self._hasher = ThreadPoolExecutor(1)
-        self._staged: dict[str, Staging] = {}
+        self._staged: Staging | None = None
         self._digest: Future[str] | None = None
         self._last: Mapping[str, Any] | None = None
-        self._elsewhere_s = 0.0
-        """What this save has taken in other places than the first."""
 
     def obey(self, order: Mapping[str, Any]) -> None:
         """Carry one order out, and answer."""
@@ -97,31 +95,13 @@ class Writer:
 
     def _write(self, order: Mapping[str, Any]) -> None:
         mine = [file for file in order["files"] if file["rank"] == order["rank"]]
-        self._staged, self._digest = {}, None  # of the save before, which rank 0 has published meanwhile
+        self._staged, self._digest = None, None  # of the save before, which rank 0 has published meanwhile
         if order["alone"]:
             self._digest = self._hasher.submit(self._digest_of, order)
         digests = {file["name"]: xxhash.xxh3_128_hexdigest(self._data(file)) for file in mine}
-        problems: dict[int, str] = {}
-        self._elsewhere_s = 0.0
-        for number, place in enumerate(order["places"]):
-            try:
-                with self._timed(number):
-                    for file in mine:
-                        self._staging(place, order).write(file["name"], self._data(file))
-            except Exception as error:
-                if not number:
-                    raise
-                problems[number] = _told(error)
-        self._answer({"written": digests, "lost": problems})
-
-    @contextlib.contextmanager
-    def _timed(self, number: int) -> Iterator[None]:
-        """Note what a place takes, unless it is the first."""
-        begun_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self._elsewhere_s += time.monotonic() - begun_s if number else 0.0
+        for file in mine:
+            self._staging(order).write(file["name"], self._data(file))
+        self._answer({"written": digests})
 
     def _data(self, file: Mapping[str, Any]) -> memoryview:
         return self._memory.read(file["place"], file["bytes"])
@@ -132,30 +112,17 @@ class Writer:
             return
         digest = self._digest.result() if self._digest else self._digest_of(order)
         rest = order["tree"].encode()
-        problems: dict[str, str] = dict(order["lost"])
         if not self._ask().get("go"):
             self._drop(order)
             return  # whoever refused knows why
-        for number, place in enumerate(order["places"]):
-            if str(number) in problems:
-                continue  # what a rank could not write there makes no checkpoint
-            try:
-                with self._timed(number):
-                    self._publish_in(place, order, digest, rest)
-            except Exception as error:
-                if not number:
-                    raise
-                problems[str(number)] = _told(error)
+        self._publish_all(order, digest, rest)
         num_bytes = sum(file["bytes"] for file in order["files"]) + len(rest)
-        told = {"problems": list(problems.values()), "elsewhere_s": self._elsewhere_s}
-        self._answer({"saved": digest, "num_bytes": num_bytes, **told})
-        self._staged, self._digest = {}, None
+        self._answer({"saved": digest, "num_bytes": num_bytes})
+        self._staged, self._digest = None, None
 
-    def _publish_in(
-        self, place: Mapping[str, Any], order: Mapping[str, Any], digest: str, rest: bytes
-    ) -> None:
-        storage, staging = open_storage(place["at"]), self._staging(place, order)
-        config = CheckpointConfig(**place["keep"])
+    def _publish_all(self, order: Mapping[str, Any], digest: str, rest: bytes) -> None:
+        storage, staging = open_storage(order["place"]["at"]), self._staging(order)
+        config = CheckpointConfig(**order["place"]["keep"])
         if stands(storage, order["step"], digest):
             staging.abandon()
         else:
@@ -164,37 +131,30 @@ class Writer:
                 digest_of_file = order["digests"][file["name"]]
                 stored[staging.stored(file["name"])] = entry(file["bytes"], digest_of_file, file["part"])
             staging.publish(signed({**order["body"], "t": time.time(), "digest": digest, "files": stored}))
-        prune(storage, order["step"], config, order["agreed_step"])
+        prune(storage, order["step"], config, order["agreed_step"], order["held"])
 
     def _published(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the answer if an earlier writer published this very save, and died before it could say so."""
         if not order["again"]:
             return None
         try:
-            manifest = manifest_of(open_storage(order["places"][0]["at"]), name_of(order["step"]))
+            manifest = manifest_of(open_storage(order["place"]["at"]), name_of(order["step"]))
         except (DamagedError, AbsentError):
             return None
         if manifest.get("token") != order["body"]["token"]:
             return None
-        problems = [
-            f"the writer of {place['at']} was killed before its copy was whole"
-            for place in order["places"][1:]
-            if not self._staging(place, order).is_published()
-        ]
         self._drop(order)
         num_bytes = sum(told["bytes"] for told in manifest["files"].values())
-        told = {"problems": problems, "elsewhere_s": self._elsewhere_s}
-        return {"saved": manifest["digest"], "num_bytes": num_bytes, **told}
+        return {"saved": manifest["digest"], "num_bytes": num_bytes}
 
     def _drop(self, order: Mapping[str, Any]) -> None:
-        for place in order["places"]:
-            self._staging(place, order).abandon()
-        self._staged, self._digest = {}, None
+        self._staging(order).abandon()
+        self._staged, self._digest = None, None
 
-    def _staging(self, place: Mapping[str, Any], order: Mapping[str, Any]) -> Staging:
-        if place["at"] not in self._staged:
-            self._staged[place["at"]] = stage(place["at"], name_of(order["step"]), order["body"]["token"])
-        return self._staged[place["at"]]
+    def _staging(self, order: Mapping[str, Any]) -> Staging:
+        if self._staged is None:
+            self._staged = stage(order["place"]["at"], name_of(order["step"]), order["body"]["token"])
+        return self._staged
 
     def _digest_of(self, order: Mapping[str, Any]) -> str:
         """Return the SHA-256 of the whole state; what other ranks wrote is read back, and verified."""
@@ -216,8 +176,7 @@ class Writer:
     def _file(self, file: Mapping[str, Any], order: Mapping[str, Any]) -> memoryview:
         if file["rank"] == order["rank"]:
             return self._data(file)
-        place = order["places"][0]
-        staging = self._staging(place, order)
+        place, staging = order["place"], self._staging(order)
         try:
             data = staging.read(staging.stored(file["name"]))
         except OSError as error:
@@ -231,10 +190,6 @@ class Writer:
                 "check that disk; the older checkpoints stand",
             )
         return data
-
-
-def _told(error: Exception) -> str:
-    return str(getattr(error, "what", f"{type(error).__name__}: {error}"))
 
 
 def main(handle: int) -> None:

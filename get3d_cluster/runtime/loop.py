@@ -13,8 +13,10 @@ from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.errors import CheckpointError, FencedError, Get3dError, StorageError, UsageError
 from get3d_cluster.runtime.cadence import Cadence, interruptions_of
 from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, Saved
+from get3d_cluster.runtime.checkpoint_copies import FAR, LAST_S, LEAVE_S, PATIENCE_S, Copies, wait_together
 from get3d_cluster.runtime.checkpoint_files import not_bitwise_from
-from get3d_cluster.runtime.checkpoint_saver import Saver, Verdict
+from get3d_cluster.runtime.checkpoint_flight import Verdict
+from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.checkpoint_tree import shape_differences
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
@@ -176,7 +178,8 @@ class _StepLoop:
         self._is_fenced = is_fenced
         self._progress = Progress(session)
         self._active_s = 0.0
-        self._saver = Saver(checkpoints, session.group)
+        self._copies = Copies(checkpoints, session.group)
+        self._saver = Saver(checkpoints, session.group, self._copies.held)
         session.copying.ask(self._wait_for_copies)
         session.ballot.ask(self._flags)
         self._later = work.frozen_parts() if isinstance(work, FrozenWork) else ()
@@ -244,6 +247,8 @@ class _StepLoop:
     def close(self) -> None:
         self._session.copying.ask(lambda _: None)
         self._saver.close()
+        self._copies.close()
+        self._tell_of_copies()
 
     def step(self) -> bool:
         """Do one step, take saves further, begin one that is due; say whether all workers stop here."""
@@ -292,6 +297,16 @@ class _StepLoop:
             flight, verdict = self._saver.flight, self._saver.advance(flags)
         if flight is not None and verdict is not None:
             self._landed(verdict, flight.why, flight.meta)
+        self._tell_of_copies()
+
+    def _tell_of_copies(self) -> None:
+        for copied in self._copies.news():
+            if copied.skipped_for is not None:
+                self._tell("copy-skipped", step=copied.step, newer=copied.skipped_for)
+            elif copied.problem:
+                self._tell("copy-failed", step=copied.step, error=copied.problem)
+            else:
+                self._tell("copy", step=copied.step, num_bytes=copied.num_bytes, seconds=copied.seconds)
 
     def _flags(self) -> list[bool]:
         """Return what this worker has to tell all at the end of the step that it is in."""
@@ -313,17 +328,17 @@ class _StepLoop:
     def _begin_local_save(self, position: Position) -> None:
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
-            self._begin(position, self._agreed_state(), "local", ("local",))
+            self._begin(position, self._agreed_state(), "local", "local")
         self._stall_s = time.monotonic() - begun_s
         self._local_step = position.step
 
     def suspend(self, stop_reason: Callable[[], Reason]) -> Ended:
         told, signals = self._told()
-        plan = _Plan.NOTHING
+        plan, until_s = _Plan.NOTHING, 0.0
         if self._session.rank == 0:
             reason = stop_reason()
             write_notice(self._session, reason, self._work.position(), told, signals)
-            plan = self._plan(reason.grace_s)
+            plan, until_s = self._plan(reason.grace_s), self._copies_until_s(reason.grace_s)
         plan = _Plan(self._session.group.broadcast(plan))
         if plan is _Plan.DROP_AND_SAVE:
             self._saver.drop()
@@ -331,6 +346,7 @@ class _StepLoop:
             self._finish_flight()
         if plan is not _Plan.NOTHING:
             self._save("notice")
+            self._let_copies_arrive(until_s, lambda: self._session.notices.is_urgent)
         end = End.SUSPENDED_PERIODIC if plan is _Plan.NOTHING else End.SUSPENDED
         return self._ended(end)
 
@@ -347,7 +363,23 @@ class _StepLoop:
         if self._saver.flight is not None:
             self._finish_flight()
         self._save("end")
+        self._let_copies_arrive(time.monotonic() + LAST_S, lambda: self._session.notices.requested)
         return self._ended(End.FINISHED)
+
+    def _copies_until_s(self, grace_s: float | None) -> float:
+        """Return until when, by the monotonic clock, this attempt may wait for copies before it leaves."""
+        noticed_s = self._session.notices.first_s
+        if grace_s is None or noticed_s is None:
+            return time.monotonic() + PATIENCE_S
+        return noticed_s + grace_s - LEAVE_S
+
+    def _let_copies_arrive(self, until_s: float, is_called_away: Callable[[], bool]) -> None:
+        """Let what is saved in the run's folder reach the URL, too, while there is time."""
+        if FAR not in self._checkpoints.tiers:
+            return
+        self._pulse.beat("saving", self._work.position().step)
+        with self._pulse.counting("save"):
+            wait_together(self._copies, self._session.group, until_s, is_called_away)
 
     def _ended(self, end: End) -> Ended:
         position = self._work.position()
@@ -388,13 +420,12 @@ class _StepLoop:
         is_known = grace_s is not None and noticed_s is not None
         left_s = grace_s - (time.monotonic() - noticed_s) if is_known else math.inf  # type: ignore[operator]
         one_s = SAFETY * self._longest_save_s
-        is_it_in_flight = flight is not None and flight.step == step and RUN in flight.tiers
+        is_it_in_flight = flight is not None and flight.step == step and flight.tier == RUN
         is_older_in_flight = flight is not None and not is_it_in_flight
-        is_uploaded = flight is not None and "url" in flight.tiers  # nobody knows how long
-        is_enough = left_s > one_s * (2 if is_older_in_flight else 1) and not is_uploaded
+        is_enough = left_s > one_s * (2 if is_older_in_flight else 1)
         if step == self._saved_step or is_enough:
             return _Plan.SAVE
-        if (is_older_in_flight or is_uploaded) and left_s > one_s:
+        if is_older_in_flight and left_s > one_s:
             return _Plan.DROP_AND_SAVE
         if is_it_in_flight:
             return _Plan.SAVE  # it is on its way, and nothing is faster
@@ -420,7 +451,7 @@ class _StepLoop:
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
             state = self._agreed_state()
-            is_begun = self._begin(position, state, "periodic", self._far())
+            is_begun = self._begin(position, state, "periodic")
         self._stall_s = time.monotonic() - begun_s
         self._begun_step, self._begun_s, self._local_step = position.step, begun_s, position.step
         if not is_begun:
@@ -436,10 +467,7 @@ class _StepLoop:
             self._work.compare_replicas()
         return self._work.state()
 
-    def _far(self) -> tuple[str, ...]:
-        return tuple(tier for tier in (RUN, "url") if tier in self._checkpoints.tiers)
-
-    def _begin(self, position: Position, state: Mapping[str, Any], why: str, tiers: tuple[str, ...]) -> bool:
+    def _begin(self, position: Position, state: Mapping[str, Any], why: str, tier: str = RUN) -> bool:
         """Send a save on its way, if another process can do it."""
         self._session.metrics.flush()
         self._waited_s = 0.0
@@ -450,7 +478,7 @@ class _StepLoop:
             meta,
             why=why,
             later=self._later,
-            tiers=tiers,
+            tier=tier,
             agreed_step=self._agreed_step(),
         )
 
@@ -502,8 +530,6 @@ class _StepLoop:
     def _note(self, verdict: Verdict, why: str, meta: Mapping[str, Any]) -> None:
         """Write the event of a save that stands, and remember it."""
         values = {key: verdict[key] for key in ("step", "digest", "num_bytes", "seconds")}
-        for problem in verdict.get("problems", ()):
-            self._tell("copy-failed", step=verdict["step"], error=problem)
         if why == "local":
             self._tell("save-local", **values)
             return
@@ -511,10 +537,8 @@ class _StepLoop:
         stall_s = self._stall_s + self._waited_s
         self._cadence.note(stall_s, self._saved.seconds)
         self._saved_step = self._saved.step
-        here_s = self._saved.seconds - verdict.get(
-            "elsewhere_s", 0.0
-        )  # on a notice nothing is copied elsewhere
-        self._longest_save_s = max(self._longest_save_s, here_s)
+        self._longest_save_s = max(self._longest_save_s, self._saved.seconds)
+        self._copies.offer(self._saved.step, self._agreed_step())
         if self._session.rank == 0:
             before = self._pulse.seconds | {"save": max(0.0, self._pulse.seconds["save"] - self._stall_s)}
             spent = {f"{part}_s": round(seconds, 3) for part, seconds in before.items()}
@@ -530,8 +554,7 @@ class _StepLoop:
         begun_s = time.monotonic()
         with self._pulse.counting("save"):
             state = self._agreed_state()
-            tiers = self._far() if why == "end" else (RUN,)
-            verdict = self._saver.finish() if self._begin(position, state, why, tiers) else None
+            verdict = self._saver.finish() if self._begin(position, state, why) else None
         self._stall_s = time.monotonic() - begun_s
         self._landed(verdict or self._write_here(position, state), why, self._meta_of(position))
         self._pulse.beat("step", position.step)
@@ -539,7 +562,7 @@ class _StepLoop:
     def _publish(self, position: Position, state: Mapping[str, Any]) -> Verdict:
         try:
             meta, agreed = self._meta_of(position), self._agreed_step()
-            saved = self._checkpoints.save(position.step, state, meta, agreed)
+            saved = self._checkpoints.save(position.step, state, meta, agreed, self._copies.held())
         except (FencedError, StorageError) as error:
             kind = "fenced" if isinstance(error, FencedError) else "storage"
             return {"error": error.what, "way_out": error.way_out, "kind": kind}

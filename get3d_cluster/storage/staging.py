@@ -6,7 +6,7 @@ attempts never write one key, and the manifest, which names them, comes last.
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ class Staging(Protocol):
         """Return the name that a file has in the group."""
         ...
 
-    def write(self, file: str, data: Data) -> str:
+    def write(self, file: str, data: Data | Iterable[Data]) -> str:
         """Make a file durable, not visible yet; return its name in the group. Raises: StorageError."""
         ...
 
@@ -35,10 +35,6 @@ class Staging(Protocol):
 
     def publish(self, manifest: bytes) -> None:
         """Make all of it visible at once. Raises: StorageError, if the group exists too."""
-        ...
-
-    def is_published(self) -> bool:
-        """Say whether this very save is visible, whichever process published it; False if that cannot be told."""
         ...
 
     def abandon(self) -> None:
@@ -71,7 +67,7 @@ class _LocalStaging:
     def stored(self, file: str) -> str:
         return file
 
-    def write(self, file: str, data: Data) -> str:
+    def write(self, file: str, data: Data | Iterable[Data]) -> str:
         with explained(self._target):
             self._aside.mkdir(parents=True, exist_ok=True)
             write_durably(self._aside / file, list(_chunks(data)))
@@ -88,11 +84,6 @@ class _LocalStaging:
             self._aside.rename(self._target)
             sync_folder(self._root)
 
-    def is_published(self) -> bool:
-        with contextlib.suppress(OSError):
-            return self._token.encode() in (self._target / MANIFEST).read_bytes()
-        return False
-
     def abandon(self) -> None:
         shutil.rmtree(self._aside, ignore_errors=True)
 
@@ -108,15 +99,19 @@ class _RemoteStaging:
         if hasattr(self._fs, "auto_mkdir"):
             self._fs.auto_mkdir = True  # object stores have no folders; other file systems have to make them
         self._folder = f"{root}/{name}"
+        self._sizes: dict[str, int] = {}
+        """Bytes of each file that was written here."""
 
     def stored(self, file: str) -> str:
         return f"{self._token}-{file}"
 
-    def write(self, file: str, data: Data) -> str:
-        stored = self.stored(file)
+    def write(self, file: str, data: Data | Iterable[Data]) -> str:
+        stored, size = self.stored(file), 0
         with self._told(), self._fs.open(f"{self._folder}/{stored}", "wb") as out:
             for chunk in _chunks(data):
                 out.write(chunk)
+                size += len(chunk)
+        self._sizes[stored] = size
         return stored
 
     def read(self, stored: str) -> memoryview:
@@ -124,12 +119,14 @@ class _RemoteStaging:
 
     def publish(self, manifest: bytes) -> None:
         with self._told():
+            self._make_sure()
             self._fs.pipe_file(f"{self._folder}/{MANIFEST}", manifest, mode="create")
 
-    def is_published(self) -> bool:
-        with contextlib.suppress(Exception):
-            return self._is_in_manifest()
-        return False
+    def _make_sure(self) -> None:
+        """Find what was cut short unsaid, and what the start of another attempt took for remains. Raises: OSError."""
+        for stored, size in self._sizes.items():
+            if (there := self._fs.size(f"{self._folder}/{stored}")) != size:
+                raise OSError(f"{there} of {size} bytes are there of {stored}")
 
     def _is_in_manifest(self) -> bool:
         try:
@@ -149,6 +146,8 @@ class _RemoteStaging:
         """Tell of an error in words; each backend has kinds of its own."""
         try:
             yield
+        except StorageError:
+            raise  # of whoever hands the data over
         except FileExistsError as error:
             raise StorageError(f"{self._url} exists already", "resume from it") from error
         except Exception as error:
@@ -158,7 +157,11 @@ class _RemoteStaging:
             ) from error
 
 
-def _chunks(data: Data) -> Iterator[memoryview]:
+def _chunks(data: Data | Iterable[Data]) -> Iterator[memoryview]:
+    if not isinstance(data, Data):
+        for each in data:
+            yield from _chunks(each)
+        return
     whole = memoryview(data)
     for start in range(0, len(whole), CHUNK):
         yield whole[start : start + CHUNK]

@@ -10,7 +10,7 @@ import torch
 
 from get3d_cluster.core.job import Cause, CheckpointConfig
 from get3d_cluster.runtime.checkpoint import Checkpoints
-from get3d_cluster.runtime.checkpoint_saver import Flight
+from get3d_cluster.runtime.checkpoint_flight import Flight
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.run_folder import RunFolder

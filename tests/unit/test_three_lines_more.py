@@ -2,8 +2,9 @@
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from get3d_cluster import checkpoint
 from get3d_cluster.core.job import CheckpointConfig
+from get3d_cluster.errors import StorageError
 from get3d_cluster.runtime import fingerprint
 from get3d_cluster.runtime.checkpoint import Checkpoints, tiers_for
 from get3d_cluster.runtime.checkpoint_link import Link
@@ -46,6 +48,7 @@ def go(model: torch.nn.Module, start: int, end: int) -> None:
         checkpoint.try_save(0, step + 1)
         while checkpoint._loop._saver.flight and not checkpoint._loop._saver.flight.over.is_set():
             time.sleep(0.005)
+        checkpoint._loop._copies.wait(60)
 
 
 def steps_in(folder: Path, config: CheckpointConfig) -> dict[str, list[int]]:
@@ -83,26 +86,64 @@ def test_a_killed_loop_comes_back_from_the_near_tier_and_copies_lie_far_away(tmp
     assert steps_in(tmp_path, config)["run"][-1] == steps_in(tmp_path, config)["url"][-1] == 14
 
 
-def test_a_notice_does_not_wait_for_a_copy_far_away(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
+def code_of(act: Callable[[], None]) -> int:
+    """Return the exit code of ``act`` in a child: 5 for a storage that failed, 1 for anything else but leaving."""
     child = os.fork()
     if child == 0:
         try:
-            model, start = begin(tmp_path, config)
-            go(model, start, 7)
-            send = Link.send
-            Link.send = lambda link, order: (time.sleep(len(order.get("places", "1")) - 1), send(link, order))
-            loop = checkpoint._loop
-            loop._begin(loop._far())  # still on its way when the notice comes
-            loop._notices.take()
-            go(model, 7, 8)
+            act()
         except SystemExit as left:
             os._exit(int(str(left.code)))
+        except StorageError:
+            os._exit(5)
         finally:
             os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("patience_s, copied", [(0.3, [6]), (60.0, [6, 8])])
+def test_a_notice_saves_here_and_waits_only_so_long_for_the_copy_far_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, copied: list[int]
+) -> None:
+    config = config_of(tmp_path)
+    send = Link.send
+    monkeypatch.setattr(checkpoint, "COPY_S", patience_s)
+
+    def told() -> None:
+        model, start = begin(tmp_path, config)
+        go(model, start, 7)
+        Link.send = lambda link, order: (time.sleep("to" in order), send(link, order))
+        checkpoint._loop._notices.take()
+        go(model, 7, 8)
+
+    assert code_of(told) == 75
     found = steps_in(tmp_path, config)
-    assert (found["run"][-1], found["url"]) == (8, [6])
+    assert (found["run"], found["url"]) == ([6, 8], copied)
+
+
+@pytest.mark.parametrize("is_mended, code", [(True, 75), (False, 5)])
+def test_an_older_save_that_failed_is_told_and_a_stop_tries_its_own(
+    tmp_path: Path, is_mended: bool, code: int
+) -> None:
+    """Both are heard in one call."""
+    config = CheckpointConfig(every_s=0, every_steps=6, background_mb=0.0)
+    folder, said = tmp_path / "state" / "checkpoints", tmp_path / "said"
+
+    def stopped() -> None:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        model, start = begin(tmp_path, config)
+        folder.write_text("in the way")
+        go(model, start, 6)  # until its save is over
+        if is_mended:
+            folder.unlink()
+        checkpoint._loop._notices.take()
+        go(model, 6, 7)
+
+    assert code_of(stopped) == code
+    if is_mended:
+        assert str(folder) in said.read_text().partition("suspended after step 7")[0]
+        assert steps_in(tmp_path, config) == {"run": [7]}
 
 
 def test_a_folder_that_is_lost_comes_back_from_its_copies(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from get3d_cluster.core.job import CheckpointConfig, JobSpec
 from get3d_cluster.errors import CheckpointError
 from get3d_cluster.runtime import checkpoint_files as files
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers, state_digest
+from get3d_cluster.runtime.checkpoint_copies import Copies
 from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.storage import open_storage
 from get3d_cluster.storage.local import LocalStorage
@@ -73,11 +74,17 @@ def tiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     def work(group: Any) -> None:
         more = {tier: storage for tier, storage in storages.items() if tier != "run"}
-        saver = Saver(Checkpoints(storages["run"], config, lambda: None, more), group)
+        checkpoints = Checkpoints(storages["run"], config, lambda: None, more)
+        saver, copies = Saver(checkpoints, group), Copies(checkpoints, group)
         for step in (1, 2):
-            assert saver.begin(step, a_state(step), {"attempt": 1, "lr": 1e-7}, tiers=TIERS)
-            assert saver.finish()["problems"] == []
+            for tier in ("run", "local"):
+                assert saver.begin(step, a_state(step), {"attempt": 1, "lr": 1e-7}, tier=tier)
+                assert "error" not in saver.finish()
+            copies.offer(step)
+            copies.wait(60)
+        assert [copied.problem for copied in copies.news()] == ([] if group.rank else ["", ""])
         saver.close()
+        copies.close()
 
     on_all(3, work)
     return storages

@@ -14,8 +14,8 @@ from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import CheckpointError
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
+from get3d_cluster.runtime.checkpoint_copies import Copied, Copies
 from get3d_cluster.runtime.checkpoint_files import names_in
-from get3d_cluster.runtime.checkpoint_link import Link, WriterDiedError
 from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, run_steps
@@ -51,9 +51,18 @@ def saver(tmp_path: Path) -> Iterator[Saver]:
     saver.close()
 
 
-def save(saver: Saver, step: int, *tiers: str, attempt: int = 1) -> dict[str, Any]:
-    assert saver.begin(step, a_state(step), {"attempt": attempt}, tiers=tiers)
+def save(saver: Saver, step: int, tier: str, *, attempt: int = 1) -> dict[str, Any]:
+    assert saver.begin(step, a_state(step), {"attempt": attempt}, tier=tier)
     return saver.finish()
+
+
+def save_and_copy(saver: Saver, step: int) -> tuple[dict[str, Any], Copied]:
+    verdict, copies = save(saver, step, "run"), Copies(saver._checkpoints, SoloGroup())
+    copies.offer(step)
+    copies.wait(60)
+    copies.close()
+    (copied,) = copies.news()
+    return verdict, copied
 
 
 def steps(checkpoints: Checkpoints, tier: str) -> list[int]:
@@ -63,7 +72,7 @@ def steps(checkpoints: Checkpoints, tier: str) -> list[int]:
 def test_each_tier_gets_what_it_is_told_and_keeps_its_own_number(saver: Saver, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(saver, step, "local")
-    save(saver, 4, "run", "url")
+    save_and_copy(saver, 4)
     checkpoints = checkpoints_of(tmp_path)
     assert {tier: steps(checkpoints, tier) for tier in checkpoints.tiers} == {
         "run": [4],
@@ -73,11 +82,11 @@ def test_each_tier_gets_what_it_is_told_and_keeps_its_own_number(saver: Saver, t
 
 
 def test_the_newest_of_all_tiers_is_taken_and_of_equal_ones_the_nearest(saver: Saver, tmp_path: Path) -> None:
-    save(saver, 1, "run", "url")
+    save_and_copy(saver, 1)
     save(saver, 3, "local")
     loaded = checkpoints_of(tmp_path).load()
     assert (loaded.step, loaded.tier) == (3, "local")
-    save(saver, 5, "run", "url")
+    save_and_copy(saver, 5)
     assert (checkpoints_of(tmp_path).load().step, checkpoints_of(tmp_path).load().tier) == (5, "run")
     save(saver, 5, "local")
     assert checkpoints_of(tmp_path).load().tier == "local"
@@ -104,7 +113,7 @@ def test_a_damaged_newest_tier_is_set_aside_and_the_next_one_taken(saver: Saver,
 
 
 def test_half_an_upload_is_no_checkpoint_and_is_removed(saver: Saver, tmp_path: Path) -> None:
-    save(saver, 1, "run", "url")
+    save_and_copy(saver, 1)
     far = next((tmp_path / "far").iterdir())
     half = far / "step-000000002"
     half.mkdir()
@@ -132,48 +141,11 @@ def test_two_attempts_that_upload_one_step_do_not_mix(tmp_path: Path) -> None:
     assert bytes(storage.read("step-000000001", "bbbb-x")) == b"new"
 
 
-def test_what_copies_take_is_told_apart_from_what_the_run_needs(saver: Saver) -> None:
-    assert save(saver, 1, "run")["elsewhere_s"] == 0
-    verdict = save(saver, 2, "run", "url")
-    assert 0 < verdict["elsewhere_s"] < verdict["seconds"]
-
-
-@pytest.mark.parametrize("is_copied", [True, False])
-def test_a_writer_that_dies_before_it_says_that_it_published_costs_no_copy_unsaid(
-    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_copied: bool
-) -> None:
-    killed: list[int] = []
-    receive = Link.receive
-
-    def die_at_the_end(link: Link) -> dict[str, Any]:
-        answer = receive(link)
-        if "saved" in answer and not killed:
-            killed.append(link.pid or 0)
-            os.kill(killed[0], signal.SIGKILL)
-            for manifest in () if is_copied else (tmp_path / "far").glob("*/*/manifest.json"):
-                manifest.unlink()
-            raise WriterDiedError
-        return answer
-
-    monkeypatch.setattr(Link, "receive", die_at_the_end)
-    verdict = save(saver, 1, "run", "url")
-    assert killed
-    assert "error" not in verdict
-    assert len(verdict["problems"]) == (not is_copied)
-    assert steps(checkpoints_of(tmp_path), "url") == ([1] if is_copied else [])
-    if is_copied:
-        assert torch.equal(checkpoints_of(tmp_path).read_step(1, "url").state["net"]["w"], torch.ones(64))
-    else:
-        assert "far" in verdict["problems"][0]
-        assert not list((tmp_path / "far").glob("*/*/*"))
-
-
 def test_a_far_tier_out_of_reach_costs_only_its_copy(saver: Saver, tmp_path: Path) -> None:
     (tmp_path / "far").write_text("in the way")
-    verdict = save(saver, 1, "run", "url")
+    verdict, copied = save_and_copy(saver, 1)
     assert verdict["step"] == 1
-    assert len(verdict["problems"]) == 1
-    assert "far" in verdict["problems"][0]
+    assert "far" in copied.problem
     assert steps(checkpoints_of(tmp_path), "run") == [1]
 
 

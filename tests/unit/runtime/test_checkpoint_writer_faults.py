@@ -60,10 +60,10 @@ def write(saver: Saver, orders: Orders, folder: Path, meet: Callable[[Call], Any
     assert saver._memory is not None
     answers: list[dict[str, Any]] = []
     writer = Writer(Memory(saver._memory.handle), answers.append, lambda: {"go": True})
-    places = [{**place, "at": str(folder)} for place in orders[0]["places"]]
+    place = {**orders[0]["place"], "at": str(folder)}
     with fault_points(folder, meet):
         for order in orders:
-            writer.obey({**order, "places": places})
+            writer.obey({**order, "place": place})
             if "failed" in answers[-1]:
                 break
     return answers[-1]
