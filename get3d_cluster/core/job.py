@@ -148,8 +148,8 @@ class CheckpointConfig:
     local_every_steps: int = 0
     """Steps between checkpoints in ``local``."""
     url: str = ""
-    """A second place for each periodic and last checkpoint, such as s3://bucket/runs; empty: none. It may fail without
-    harm to the run."""
+    """A second place for checkpoints, such as s3://bucket/runs; empty: none. They are copied there once they are in the
+    run's folder, the newest first; it may be slow, or fail, without harm to the run."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 2:

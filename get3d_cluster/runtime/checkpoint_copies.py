@@ -69,6 +69,8 @@ class Copies:
         if self._link is None:
             return
         with self._changed:
+            if self._is_closed:
+                return
             if self._waiting:
                 self._ended.append(Copied(step=self._waiting.step, skipped_for=step))
             self._waiting = _Offer(step=step, agreed_step=agreed_step)

@@ -32,9 +32,10 @@ def test_importing_it_does_not_import_torch(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_checkpoint_writer_starts_with_little():
-    """It is started beside each worker, at each start."""
-    command = [sys.executable, "-X", "importtime", "-m", "get3d_cluster.runtime.checkpoint_writer", "0"]
+@pytest.mark.parametrize("module", ["checkpoint_writer", "checkpoint_uploader"])
+def test_the_processes_of_checkpoints_start_with_little(module):
+    """They are started beside workers, at each start."""
+    command = [sys.executable, "-X", "importtime", "-m", f"get3d_cluster.runtime.{module}", "0"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "get3d_cluster.core.job" in modules
