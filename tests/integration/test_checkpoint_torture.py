@@ -80,14 +80,24 @@ def wait_for_saves(told: Path, count: int) -> None:
         time.sleep(0.005)
 
 
+def writer_of(told: Path) -> int:
+    """Return the writer's process id; it has none yet when the first save of a child is begun."""
+    end_s = time.monotonic() + 60
+    while not (pid := said(told, "pid")[-1]):
+        assert time.monotonic() < end_s, "no second save in a minute"
+        time.sleep(0.005)
+    return pid
+
+
 def kill_one(folder: Path, told: Path, *, writer_first: bool) -> int:
     """Start one, let it save, and kill it; return how many of its writers were killed before."""
     before, killed = len(said(told, "saved")), 0
     child = started(folder, told)
     try:
         wait_for_saves(told, before + 1)
-        pid = said(told, "pid")[-1]
-        if writer_first and pid:  # in the middle of whatever: another one repeats the save
+        if writer_first and (
+            pid := writer_of(told)
+        ):  # in the middle of whatever: another one repeats the save
             time.sleep(random.uniform(0, 0.05))
             os.kill(pid, signal.SIGKILL)
             killed = 1
