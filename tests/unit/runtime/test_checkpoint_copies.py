@@ -340,10 +340,10 @@ def test_a_process_that_is_killed_is_replaced_and_the_copy_arrives(tmp_path: Pat
 
 
 def test_processes_that_die_again_and_again_are_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def receive(_: UploaderHere) -> dict[str, Any]:
+    def send(_: UploaderHere, _order: Any) -> None:
         raise WriterDiedError
 
-    monkeypatch.setattr(UploaderHere, "receive", receive)
+    monkeypatch.setattr(UploaderHere, "send", send)
     run.save(1)
     run.copies.wait(60)
     assert "3 processes" in run.copies.news()[0].problem

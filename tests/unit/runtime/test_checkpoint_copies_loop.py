@@ -8,19 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position, Resources
-from get3d_cluster.dist.group import SoloGroup
+from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position
 from get3d_cluster.runtime import checkpoint_copies, loop
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.checkpoint_files import names_in, step_of
 from get3d_cluster.runtime.checkpoint_link import Link
-from get3d_cluster.runtime.events import EventLog, MetricLog, read_rows
+from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.loop import End, run_steps
-from get3d_cluster.runtime.notices import Notices
-from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.sessions import session_of
 
 SPEC = JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00")
 COPY_S = 1.0
@@ -64,17 +62,7 @@ class Work:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    run = RunFolder(tmp_path)
-    run.write_spec(SPEC)
-    return Session(
-        run=run,
-        attempt=1,
-        group=SoloGroup(),
-        resources=Resources(),
-        notices=Notices(),
-        events=EventLog(run.events_path, 1, 0),
-        metrics=MetricLog(run.metrics_path),
-    )
+    return session_of(tmp_path)
 
 
 @pytest.fixture(autouse=True)
