@@ -13,7 +13,7 @@ import torch
 
 from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.dist.group import SoloGroup
-from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints, state_digest
+from get3d_cluster.runtime.checkpoint import CheckpointInfo, Checkpoints, list_checkpoints, state_digest
 from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
@@ -109,6 +109,14 @@ def kill_one(folder: Path, told: Path, *, writer_first: bool) -> int:
     return killed
 
 
+def settled(run: RunFolder) -> list[CheckpointInfo]:
+    """Return the checkpoints; the writer of a killed worker may be about to delete one while they are listed."""
+    end_s = time.monotonic() + 10
+    while any(info.state != "ok" for info in list_checkpoints(run, verify=True)) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    return list_checkpoints(run, verify=True)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kills", [10, pytest.param(60, marks=pytest.mark.long)])
 def test_killed_at_random_instants_it_loses_nothing_that_was_acknowledged(tmp_path: Path, kills: int) -> None:
@@ -119,7 +127,7 @@ def test_killed_at_random_instants_it_loses_nothing_that_was_acknowledged(tmp_pa
         assert not error.exists(), error.read_text()
         names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
         torn += any(name.startswith((".writing-", ".deleting-")) for name in names)
-        infos = list_checkpoints(RunFolder(tmp_path), verify=True)
+        infos = settled(RunFolder(tmp_path))
         assert [info.problem for info in infos if info.state != "ok"] == []
         loaded = checkpoints_of(tmp_path).load()
         assert loaded is not None
