@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from get3d_cluster.get3d.config import DiscriminatorConfig
 from get3d_cluster.get3d.mapping import ConditionMapping
-from get3d_cluster.get3d.ops import Conv, FullyConnected, downsample, minibatch_deviation
+from get3d_cluster.get3d.ops import Conv, FullyConnected, downsample, lowered, minibatch_deviation
 
 
 class Logits(NamedTuple):
@@ -33,10 +33,14 @@ class Discriminator(nn.Module):
         image: Tensor,  # [N, 4, H, W] colours in about [-1, 1], mask in [0, 1]
         cameras: Tensor,  # [N, 2] azimuth, polar, radians
         classes: Tensor | None = None,  # [N] int64, if the config has classes
+        dtype: torch.dtype | None = None,  # of all that is larger than 4 x 4 px; none: as the weights
     ) -> Logits:
         """Judge a batch, whose images are compared with each other and with no others."""
         mask = F.avg_pool2d(image[:, 3:], self.shrink) if self.shrink > 1 else image[:, 3:]
-        return Logits(rgb=self.rgb(image[:, :3], cameras, classes), mask=self.mask(mask, cameras, classes))
+        return Logits(
+            rgb=self.rgb(image[:, :3], cameras, classes, dtype),
+            mask=self.mask(mask, cameras, classes, dtype),
+        )
 
 
 class Head(nn.Module):
@@ -60,17 +64,18 @@ class Head(nn.Module):
         image: Tensor,  # [N, C, H, W]
         cameras: Tensor,  # [N, 2]
         classes: Tensor | None = None,  # [N]
+        dtype: torch.dtype | None = None,
     ) -> Tensor:  # [N]
         image = image.contiguous(memory_format=torch.channels_last)
-        x = self._skip_features(image) if self.skip else self._residual_features(image)
-        logit: Tensor = self.last(x, cameras, classes)
+        x = self._skip_features(image, dtype) if self.skip else self._residual_features(lowered(image, dtype))
+        logit: Tensor = self.last(x.to(image.dtype), cameras, classes)
         return logit
 
-    def _skip_features(self, image: Tensor) -> Tensor:
-        x: Tensor = self.entries[0](image)
+    def _skip_features(self, image: Tensor, dtype: torch.dtype | None) -> Tensor:
+        x: Tensor = self.entries[0](lowered(image, dtype))
         for block, entry in zip(self.blocks, list(self.entries)[1:], strict=True):
             image = downsample(image, fir=self.fir)
-            x = block(x) + entry(image)
+            x = block(x) + entry(lowered(image, dtype))
         return x
 
     def _residual_features(self, image: Tensor) -> Tensor:

@@ -130,11 +130,12 @@ class Field(nn.Module):
         x: Tensor,  # [N, P, I]
         matrices: Sequence[Tensor],  # [N, I, O] for each layer
     ) -> Tensor:  # [N, P, O]
-        """Apply the network."""
+        """Apply the network, in the type of ``x``."""
         *hidden, last = zip(matrices, self._linear(), strict=True)
         for matrix, layer in hidden:
-            x = leaky_relu(torch.baddbmm(layer.bias * LRELU_GAIN, x, matrix * LRELU_GAIN))
-        return torch.baddbmm(last[1].bias, x, last[0])
+            bias = (layer.bias * LRELU_GAIN).to(x.dtype)
+            x = leaky_relu(torch.baddbmm(bias, x, (matrix * LRELU_GAIN).to(x.dtype)))
+        return torch.baddbmm(last[1].bias.to(x.dtype), x, last[0].to(x.dtype))
 
     def _linear(self) -> list[ModulatedLinear]:
         return cast("list[ModulatedLinear]", list(self.layers))

@@ -24,7 +24,7 @@ from get3d_cluster.get3d.fields import (
 )
 from get3d_cluster.get3d.flexicubes import NUM_WEIGHTS, CubeGrid, cube_grid, squashed
 from get3d_cluster.get3d.mapping import Latents, Mapping
-from get3d_cluster.get3d.ops import ModulatedLinear
+from get3d_cluster.get3d.ops import ModulatedLinear, lowered
 from get3d_cluster.get3d.raster import Meshes, Surface
 from get3d_cluster.get3d.raster.antialias import blend
 from get3d_cluster.get3d.separate import TextureTrunk, VolumeField, corner_aligned, position_features
@@ -74,6 +74,9 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
+        self.dtype: torch.dtype | None = None
+        """In which the trunk's convolutions and the texture's field compute; none: as the weights. Styles, distances,
+        deformations, meshes and all that is drawn of them are always as the weights."""
         style, fields, features = config.latent_channels, config.fields, config.trunk.plane_channels
         self.mapping_geo = Mapping(style, config.mapping, len(config.classes))
         self.mapping_tex = Mapping(style, config.mapping, len(config.classes))
@@ -185,9 +188,9 @@ class Generator(nn.Module):
     def planes(self, latents: Latents) -> Planes:
         """Compute the planes: most of the work, needed once for all views of a shape."""
         if self.config.kind == "separate":
-            texture = self.texture_trunk(self._texture_styles(latents), latents.noise)
+            texture = self.texture_trunk(self._texture_styles(latents), latents.noise, self.dtype)
             return Planes(geo=texture[..., :0], tex=texture)
-        planes: Planes = self.trunk(latents)
+        planes: Planes = self.trunk(latents, self.dtype)
         return planes.mirrored() if self.config.mirror_x else planes
 
     def shapes(self, latents: Latents, *, closed: bool = False) -> Shapes:
@@ -311,9 +314,9 @@ class Generator(nn.Module):
         places = (points.detach() * (2 / self.config.grid.scale)).clamp(-1, 1)
         tints = []
         for i, own in enumerate(places.split(_counts(sample_index, len(colour)))):
-            features = point_features(planes.tex[i], own)[None]
+            features = lowered(point_features(planes.tex[i], own)[None], self.dtype)
             texture = self.texture_field.evaluate(features, [matrix[i : i + 1] for matrix in field])
-            tints.append(self._tint(texture[0], colour[i]))
+            tints.append(self._tint(texture[0].to(colour.dtype), colour[i]))
         return torch.cat(tints)
 
     def _tint(self, texture: Tensor, colour: Tensor) -> Tensor:  # [P, K], [K, 3] -> [P, 3]

@@ -1,5 +1,8 @@
 """Layers of both networks: scaled weights, resampling, modulation. Every operation can be differentiated twice.
 
+Convolutions and plane-wide products compute in the type of the feature maps that they get; weights, styles and what is
+derived from them are float32 up to there, and so are all gradients of weights.
+
 Shapes: N samples, C channels (I in, O out), H and W pixels, S style vector.
 A leaky ReLU of slope 0.2 is followed by a gain of sqrt(2); since max(x, 0.2 x) commutes with positive factors,
 the gain is put on weights and biases, which are smaller than feature maps.
@@ -28,6 +31,11 @@ def leaky_relu(
     """Apply the slope in place, and the limit."""
     x = F.leaky_relu(x, _SLOPE, inplace=True)
     return x.clamp(-clamp, clamp) if clamp else x
+
+
+def lowered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return ``x`` in a lower precision; none: as it is, in float32 or the float64 of a test."""
+    return x if dtype is None else x.to(dtype)
 
 
 class FullyConnected(nn.Module):
@@ -97,7 +105,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, I, H, W] -> [N, O, H or H / 2, W or W / 2]
         gain = self.gain * (LRELU_GAIN if self.activate else 1.0)
-        bias = None if self.bias is None else self.bias * gain
+        bias = None if self.bias is None else (self.bias * gain).to(x.dtype)
         y = self._convolve(x, self.weight_gain * gain, bias)
         return leaky_relu(y, self.clamp * self.gain) if self.activate else y
 
@@ -105,10 +113,11 @@ class Conv(nn.Module):
         if self.down and not self.fir:
             wide = self.weight.flatten(2) @ (self.shifts * gain)
             weight = wide.unflatten(2, (self.kernel + 1, self.kernel + 1))
-            return F.conv2d(x, weight, bias, stride=2, padding=self.kernel // 2)
+            return F.conv2d(x, weight.to(x.dtype), bias, stride=2, padding=self.kernel // 2)
+        weight = (self.weight * gain).to(x.dtype)
         if self.down:
-            return F.conv2d(blur(x, padding=2), self.weight * gain, bias, stride=2)
-        return F.conv2d(x, self.weight * gain, bias, padding=self.kernel // 2)
+            return F.conv2d(blur(x, padding=2), weight, bias, stride=2)
+        return F.conv2d(x, weight, bias, padding=self.kernel // 2)
 
 
 def mean_of_shifts(kernel: int) -> Tensor:  # [K K, (K + 1) (K + 1)]
@@ -196,19 +205,20 @@ class ModulatedConv(nn.Module):
     ) -> Tensor:  # [N, O, R, R]
         style = self.affine(w)
         scale = demodulation(self.weight.square().sum(dim=(2, 3)), style) * LRELU_GAIN
-        y = self._convolve(x * style[:, :, None, None])
+        y = self._convolve(x * style.to(x.dtype)[:, :, None, None], self.weight.to(x.dtype))
         bias = (self.bias * LRELU_GAIN)[:, None, None]
         if self.noise_strength is not None:
             image = self.noise if noise is None else noise
             bias = bias + image * (self.noise_strength * LRELU_GAIN)
-        return leaky_relu(torch.addcmul(bias, y, scale[:, :, None, None]), self.clamp)
+        scaled = torch.addcmul(bias.to(x.dtype), y, scale.to(x.dtype)[:, :, None, None])
+        return leaky_relu(scaled, self.clamp)
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if not self.up:
-            return F.conv2d(x, self.weight, padding=1)
+            return F.conv2d(x, weight, padding=1)
         if not self.fir:
-            return F.conv2d(upsample(x, fir=False), self.weight, padding=1)
-        return blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
+            return F.conv2d(upsample(x, fir=False), weight, padding=1)
+        return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
 
 
 class ModulatedLinear(nn.Module):

@@ -20,6 +20,7 @@ from get3d_cluster.get3d.ops import (
     ModulatedLinear,
     demodulation,
     leaky_relu,
+    lowered,
     upsample,
 )
 
@@ -138,8 +139,14 @@ class TextureTrunk(nn.Module):
         self,
         ws: Tensor,  # [N, slots, S] each convolution and each output in turn; the rest is ignored
         noise: Tensor | None = None,  # [N, num_noise] in place of the fixed images
+        dtype: torch.dtype
+        | None = None,  # of convolutions and outputs, which are added up in that of the styles
     ) -> Tensor:  # [N, R, R, 3, C]
-        x = self.constant.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = (
+            lowered(self.constant, dtype)
+            .expand(len(ws), -1, -1, -1)
+            .contiguous(memory_format=torch.channels_last)
+        )
         planes: Tensor | None = None
         slot = first = 0
         for convs, output, side in zip(self.convs, self.outputs, self.resolutions, strict=True):
@@ -147,7 +154,7 @@ class TextureTrunk(nn.Module):
                 own = None if noise is None else noise[:, first : first + side**2].view(-1, 1, side, side)
                 x = conv(x, ws[:, slot], own)
                 slot, first = slot + 1, first + side**2
-            y = _output(output, x, ws[:, slot])  # type: ignore[arg-type]
+            y = _output(output, x, ws[:, slot]).to(ws.dtype)  # type: ignore[arg-type]
             planes = y if planes is None else upsample(planes, fir=self.fir) + y
             slot += 1
         assert planes is not None  # there is a block at 4 px
@@ -189,5 +196,5 @@ def position_features(positions: Tensor) -> Tensor:  # [V, 3] in [-1, 1] -> [V, 
 
 def _output(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:  # [N, I, H, W] -> [N, O, H, W]
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-    y = torch.baddbmm(layer.bias, pixels, layer.matrices(w))
+    y = torch.baddbmm(layer.bias.to(x.dtype), pixels, layer.matrices(w).to(x.dtype))
     return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from get3d_cluster.get3d.config import TrunkConfig
 from get3d_cluster.get3d.mapping import Latents
-from get3d_cluster.get3d.ops import ModulatedConv, ModulatedLinear, upsample
+from get3d_cluster.get3d.ops import ModulatedConv, ModulatedLinear, lowered, upsample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,16 +68,17 @@ class Block(nn.Module):
         ws_geo: Tensor,  # [N, num_ws_geo, S]
         w_tex: Tensor,  # [N, S]
     ) -> tuple[Tensor, Tensor]:  # [N, O, R, R], [N, 6 C, R, R]
+        """Compute in the type of ``x``; outputs are added up in that of the styles."""
         for i, conv in enumerate(self.convs):
             x = conv(x, ws_geo[:, i])
-        output = self._outputs(x, ws_geo[:, -1], w_tex)
+        output = self._outputs(x, ws_geo[:, -1], w_tex).to(w_tex.dtype)
         return x, output if planes is None else upsample(planes, fir=self.fir) + output
 
     def _outputs(self, x: Tensor, w_geo: Tensor, w_tex: Tensor) -> Tensor:
         matrices = torch.cat([self.to_geo.matrices(w_geo), self.to_tex.matrices(w_tex)], dim=2)
         bias = torch.cat([self.to_geo.bias, self.to_tex.bias])
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N, R R, O]; a view while x is channels_last
-        y = torch.baddbmm(bias, pixels, matrices)
+        y = torch.baddbmm(bias.to(x.dtype), pixels, matrices.to(x.dtype))
         return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
@@ -93,9 +94,10 @@ class Trunk(nn.Module):
         firsts = [max(0, 3 * i - 1) for i in range(len(resolutions) + 1)]  # 2 slots at 4 px, then 3 each
         self.slots_geo = [slice(a, b) for a, b in pairwise(firsts)]
 
-    def forward(self, latents: Latents) -> Planes:
-        """Compute the planes; styles beyond the trunk's own slots are ignored."""
-        x = self.constant.expand(len(latents.geo), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    def forward(self, latents: Latents, dtype: torch.dtype | None = None) -> Planes:
+        """Compute the planes, their convolutions in ``dtype``; styles beyond the trunk's own slots are ignored."""
+        constant = lowered(self.constant, dtype)
+        x = constant.expand(len(latents.geo), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         planes: Tensor | None = None
         for i, (block, slots) in enumerate(zip(self.blocks, self.slots_geo, strict=True)):
             x, planes = block(x, planes, latents.geo[:, slots], latents.tex[:, i])

@@ -186,6 +186,20 @@ class AverageConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PrecisionConfig:
+    """What may be computed in fewer bits than float32. Part of the mathematics: fixed for the life of a run.
+
+    Styles, distances, meshes, drawing, R1, losses, sums of gradients, optimizers and averages are float32 always.
+    """
+
+    amp: Literal["none", "bf16"] = "none"
+    """bf16: the trunk's convolutions, the texture's field, and both discriminators but for R1 and their last layers.
+    Half the memory of feature maps. For GPUs from Ampere on; CPUs are seldom faster with it."""
+    tf32: bool = False
+    """On a GPU, round what convolutions in float32 multiply to TF32, but for R1's. Upstream has it for all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
     """What happens when losses or gradients are not finite: the phase is skipped on all workers alike."""
 
@@ -259,6 +273,8 @@ class TrainerConfig:
     """Both Adams."""
     average: AverageConfig = field(default_factory=AverageConfig)
     """Running average of the generator."""
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    """Bits of the computation."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Divergence."""
     watch: WatchConfig = field(default_factory=WatchConfig)

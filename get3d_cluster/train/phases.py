@@ -5,7 +5,7 @@ a micro-shard. Letters: N samples of a shard, H W pixels, S style channels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from get3d_cluster.train import random
 from get3d_cluster.train.augment import Augmentation, unchanged
 from get3d_cluster.train.classes import draw_classes
 from get3d_cluster.train.config import LossConfig, TrainerConfig
+
+Judge = Callable[[Tensor, Tensor, Tensor | None], Logits]
+"""A discriminator, in whatever precision: images, cameras and classes to logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,10 +149,10 @@ def generate(
 
 
 def generator_shard(
-    discriminator: Discriminator, config: LossConfig, fakes: Fakes, augmented: Augmentation = unchanged
+    judge: Judge, config: LossConfig, fakes: Fakes, augmented: Augmentation = unchanged
 ) -> tuple[Tensor, Tensor]:
     """Return the generator's loss for a shard and ``GENERATOR_NUMBERS``."""
-    logits = discriminator(augmented(fakes.image), fakes.cameras, fakes.classes)
+    logits = judge(augmented(fakes.image), fakes.cameras, fakes.classes)
     loss = generator_loss(logits)
     total = loss.total + config.sdf_entropy * fakes.sdf_entropy + config.empty_shape * fakes.penalty
     total = total + config.mesh_deviation * fakes.deviation + config.mesh_weights * fakes.weights_square
@@ -167,18 +170,18 @@ class Judged(NamedTuple):
     logits: Logits
 
 
-def judge_reals(discriminator: Discriminator, reals: Reals, augmented: Augmentation = unchanged) -> Judged:
+def judge_reals(judge: Judge, reals: Reals, augmented: Augmentation = unchanged) -> Judged:
     """Return the half of the loss that real images give. Needs nothing of the generator."""
-    logits = discriminator(augmented(reals.images), reals.cameras, reals.classes)
+    logits = judge(augmented(reals.images), reals.cameras, reals.classes)
     return Judged(real_loss(logits), logits)
 
 
-def judge_fakes(discriminator: Discriminator, fakes: Fakes, augmented: Augmentation = unchanged) -> Judged:
+def judge_fakes(judge: Judge, fakes: Fakes, augmented: Augmentation = unchanged) -> Judged:
     """Return the half of the loss that generated images give.
 
     A pass of its own: images are compared within a batch, and real ones must not be compared with generated ones.
     """
-    logits = discriminator(augmented(fakes.image.detach()), fakes.cameras, fakes.classes)
+    logits = judge(augmented(fakes.image.detach()), fakes.cameras, fakes.classes)
     return Judged(fake_loss(logits), logits)
 
 
@@ -195,7 +198,8 @@ def r1_shard(
 ) -> tuple[Tensor, Tensor]:
     """Return the R1 penalty of a shard times its interval, and ``R1_NUMBERS`` without it.
 
-    The gradient is that with respect to the images before they are augmented.
+    The gradient is that with respect to the images before they are augmented. In the precision of the weights: it is
+    small numbers beside large ones, and the derivative of a derivative.
     """
     images = reals.images.detach().requires_grad_()
     logits = discriminator(augmented(images), reals.cameras, reals.classes)

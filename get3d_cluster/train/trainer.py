@@ -8,6 +8,7 @@ something is shown.
 """
 
 import copy
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +94,7 @@ class Get3dTrainer:
         mirrors: Sequence[Watch] = (),
     ) -> None:
         """``mirrors`` look once the row of a step is written; both are rank 0's."""
-        numerics.fix(session.device)
+        numerics.fix(session.device, tf32=config.precision.tf32)
         self.config = config
         self._loss = _scaled(config)
         self._session = session
@@ -103,6 +104,9 @@ class Get3dTrainer:
         self._labels = labels_of(dataset.samples, config.generator.classes)
         self.generator, self.discriminator = networks(config, session.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
+        dtype = torch.bfloat16 if config.precision.amp == "bf16" else None
+        self.generator.dtype = dtype  # of this one alone: people see the average as the jobs show it
+        self._judge = functools.partial(self.discriminator, dtype=dtype)
         self._adam_g = adam(
             self.generator, config.optim.lr_generator, config.optim, _generator_lazy(config.optim)
         )
@@ -257,7 +261,7 @@ class Get3dTrainer:
         for index in self._reduce_g.start():
             fakes = generate(self.generator, self.config, self._shard(index), GENERATOR_STREAMS, self._labels)
             augmented = self._augmented(index, Phase.AUGMENT)
-            loss, numbers = generator_shard(self.discriminator, self.config.loss, fakes, augmented)
+            loss, numbers = generator_shard(self._judge, self.config.loss, fakes, augmented)
             loss.backward()
             self._reduce_g.add(numbers, fakes.w_mean)
             if self.config.loss.reuse_fakes:
@@ -281,7 +285,7 @@ class Get3dTrainer:
 
     def _judge_reals(self, index: int) -> Judged:
         augmented = self._augmented(index, Phase.AUGMENT_REAL)
-        reals = judge_reals(self.discriminator, self._reals(index), augmented)
+        reals = judge_reals(self._judge, self._reals(index), augmented)
         reals.loss.total.backward()
         return reals
 
@@ -290,7 +294,7 @@ class Get3dTrainer:
         for place, index in enumerate(self._reduce_d.shards if first else self._reduce_d.start()):
             reals = first if first and place == 0 else self._judge_reals(index)
             fakes = kept[place] if kept else self._fresh_fakes(index)
-            judged = judge_fakes(self.discriminator, fakes, self._augmented(index, Phase.D_AUGMENT))
+            judged = judge_fakes(self._judge, fakes, self._augmented(index, Phase.D_AUGMENT))
             judged.loss.total.backward()
             votes = self._votes(is_last=index == self._reduce_d.shards[-1])
             self._reduce_d.add(discriminator_numbers(judged, reals), fakes.w_mean, votes)
@@ -310,8 +314,10 @@ class Get3dTrainer:
     def _r1_phase(self, troubles: list[str]) -> Numbers:
         for index in self._reduce_r1.start():
             augmented = self._augmented(index, Phase.AUGMENT_R1)
-            loss, numbers = r1_shard(self.discriminator, self._loss, self._reals(index), augmented)
-            loss.backward()
+            reals = self._reals(index)
+            with numerics.whole_float32():
+                loss, numbers = r1_shard(self.discriminator, self._loss, reals, augmented)
+                loss.backward()
             self._reduce_r1.add(numbers)
         numbers = self._reduce_r1.finish()
         if self._session.rank == 0:

@@ -108,8 +108,17 @@ SEPARATE = (
 FLEXICUBES = ("generator.grid.kind=flexicubes",)
 
 
-@pytest.mark.parametrize("overrides", [SEPARATE, FLEXICUBES], ids=["separate", "flexicubes"])
-def test_other_generators_are_as_exact(tmp_path: Path, data: Path, overrides: tuple[str, ...]) -> None:
+BF16 = ("precision.amp=bf16",)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [SEPARATE, FLEXICUBES, BF16, (*BF16, *SEPARATE)],
+    ids=["separate", "flexicubes", "bf16", "separate in bf16"],
+)
+def test_other_generators_and_precisions_are_as_exact(
+    tmp_path: Path, data: Path, overrides: tuple[str, ...]
+) -> None:
     """Two steps on two workers, two on one, against one worker throughout."""
     alone = train(tmp_path / "alone", data, 1, 4, *overrides)
     folder = tmp_path / "moved"
