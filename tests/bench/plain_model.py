@@ -93,7 +93,7 @@ def outputs(self: synthesis.Block, x: Tensor, w_geo: Tensor, w_tex: Tensor) -> T
     return torch.cat(made, dim=1)
 
 
-def trunk(self: synthesis.Trunk, latents: Latents) -> Planes:
+def trunk(self: synthesis.Trunk, latents: Latents, dtype: None = None) -> Planes:
     x: Tensor = self.constant[None].repeat(len(latents.geo), 1, 1, 1)
     planes = None
     for i, (block, slots) in enumerate(zip(self.blocks, self.slots_geo, strict=True)):
@@ -205,8 +205,14 @@ def image(
     return torch.cat(images).permute(0, 3, 1, 2)
 
 
-def head(self: discriminator.Head, image: Tensor, cameras: Tensor, classes: Tensor | None = None) -> Tensor:
-    x = self._skip_features(image.contiguous())
+def head(  # as ours
+    self: discriminator.Head,
+    image: Tensor,
+    cameras: Tensor,
+    classes: Tensor | None = None,
+    dtype: None = None,
+) -> Tensor:
+    x = self._skip_features(image.contiguous(), dtype)
     logit: Tensor = self.last(x, cameras, classes)
     return logit
 
