@@ -59,7 +59,7 @@ fmt: .venv/ready ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix --quiet .
 
-gpu: ## checks that need CUDA, or one part: PART=parity|exact|exchange|fullsize|speed; installs nothing; GPU_PYTHON=...
+gpu: ## checks that need CUDA, or one part: PART=parity|exact|exchange|fullsize|speed|cost; installs nothing; GPU_PYTHON=...
 	@$${GPU_PYTHON:-python3} -m tests.gpu $(PART)
 
 slurm-up: ## a SLURM of 4 nodes on this machine, in GET3D_SLURM or ~/.local/state/get3d_cluster/slurm

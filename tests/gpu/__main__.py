@@ -1,8 +1,8 @@
 """Run the checks: python -m tests.gpu [PART ...] [--device cuda:0] [--toy] [--without PACKAGE,...] [--limit-s N].
 
-Parts: parity, exact, exchange, fullsize, speed; all of them by default, each in a process and under a limit of its
-own. Installs nothing and needs torch and numpy only. Prints a table; writes gpu_results.json to $OUT, or here. The exit
-code is 1 if a check failed or a part ran out of time, 2 if there is no such device.
+Parts: parity, exact, exchange, fullsize, speed, cost; all of them by default, each in a process and under a limit of
+its own. Installs nothing and needs torch and numpy only. Prints a table; writes gpu_results.json to $OUT, or here. The
+exit code is 1 if a check failed or a part ran out of time, 2 if there is no such device.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("parity", "exact", "exchange", "fullsize", "speed")
+PARTS = ("parity", "exact", "exchange", "fullsize", "speed", "cost")
 LIMIT_S = 530
 
 
