@@ -34,12 +34,13 @@ class Discriminator(nn.Module):
         cameras: Tensor,  # [N, 2] azimuth, polar, radians
         classes: Tensor | None = None,  # [N] int64, if the config has classes
         dtype: torch.dtype | None = None,  # of all that is larger than 4 x 4 px; none: as the weights
+        sets: int = 1,  # of equally many images, one behind the other
     ) -> Logits:
-        """Judge a batch, whose images are compared with each other and with no others."""
+        """Judge a batch. Images of a set are compared with each other and with no others."""
         mask = F.avg_pool2d(image[:, 3:], self.shrink) if self.shrink > 1 else image[:, 3:]
         return Logits(
-            rgb=self.rgb(image[:, :3], cameras, classes, dtype),
-            mask=self.mask(mask, cameras, classes, dtype),
+            rgb=self.rgb(image[:, :3], cameras, classes, dtype, sets),
+            mask=self.mask(mask, cameras, classes, dtype, sets),
         )
 
 
@@ -65,10 +66,11 @@ class Head(nn.Module):
         cameras: Tensor,  # [N, 2]
         classes: Tensor | None = None,  # [N]
         dtype: torch.dtype | None = None,
+        sets: int = 1,
     ) -> Tensor:  # [N]
         image = image.contiguous(memory_format=torch.channels_last)
         x = self._skip_features(image, dtype) if self.skip else self._residual_features(lowered(image, dtype))
-        logit: Tensor = self.last(x.to(image.dtype), cameras, classes)
+        logit: Tensor = self.last(x.to(image.dtype), cameras, classes, sets)
         return logit
 
     def _skip_features(self, image: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -134,8 +136,9 @@ class Last(nn.Module):
         x: Tensor,  # [N, C, 4, 4]
         cameras: Tensor,  # [N, 2]
         classes: Tensor | None = None,  # [N]
+        sets: int = 1,
     ) -> Tensor:  # [N]
-        x = self.conv(minibatch_deviation(x, self.group))
+        x = self.conv(minibatch_deviation(x, self.group, sets))
         y: Tensor = self.output(self.hidden(x.flatten(1)))
         if self.camera is None:
             return y[:, 0]

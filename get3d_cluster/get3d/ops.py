@@ -251,17 +251,23 @@ class ModulatedLinear(nn.Module):
         return self.weight.t() * (style / math.sqrt(self.weight.shape[1]))[:, :, None]
 
 
-def minibatch_deviation(x: Tensor, group: int) -> Tensor:  # [N, C, H, W] -> [N, C + 1, H, W]
+def minibatch_deviation(
+    x: Tensor,  # [N, C, H, W]
+    group: int,
+    sets: int = 1,  # of equally many images, one behind the other; a group lies within one
+) -> Tensor:  # [N, C + 1, H, W]
     """Append one channel: how much the images of a group differ, averaged over channels and pixels.
 
-    Images i, i + N / group, ... form a group. Source: Karras et al. 2018, section 3.
+    Images i, i + N / group, ... of a set of N form a group. Source: Karras et al. 2018, section 3.
 
-    Raises: ValueError if the batch is not one group or a multiple of it.
+    Raises: ValueError if a set is not one group or a multiple of it.
     """
     num, channels, height, width = x.shape
-    size = min(group, num)
-    if num % size:
-        raise ValueError(f"a batch of {num} images cannot be cut into groups of {size}")
-    groups = x.reshape(size, num // size, channels, height, width)
-    deviation = (groups.var(dim=0, correction=0) + _EPS).sqrt().mean(dim=(1, 2, 3))
-    return torch.cat([x, deviation.repeat(size).reshape(num, 1, 1, 1).expand(-1, 1, height, width)], dim=1)
+    each = num // sets
+    size = min(group, each)
+    if num % sets or each % size:
+        raise ValueError(f"{num} images cannot be cut into {sets} times groups of {size}")
+    groups = x.reshape(sets, size, each // size, channels, height, width)
+    deviation = (groups.var(dim=1, correction=0) + _EPS).sqrt().mean(dim=(2, 3, 4))
+    of_each = deviation.repeat(1, size).reshape(num, 1, 1, 1)
+    return torch.cat([x, of_each.expand(-1, 1, height, width)], dim=1)

@@ -49,6 +49,9 @@ class BatchConfig:
     """Micro-shards of a step: the most workers a run can use. Any number up to it gives the same bits."""
     shard_size: int = 4
     """Images of a micro-shard; a multiple of discriminator.minibatch_group, or below it."""
+    judge_together: bool = False
+    """Take real and generated images of a micro-shard through the discriminators in one pass: faster if they are small,
+    but twice the feature maps, and nothing is left to do while the generator's gradients are on their way."""
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "shard_size"):

@@ -22,8 +22,8 @@ from get3d_cluster.train.augment import Augmentation, unchanged
 from get3d_cluster.train.classes import draw_classes
 from get3d_cluster.train.config import LossConfig, TrainerConfig
 
-Judge = Callable[[Tensor, Tensor, Tensor | None], Logits]
-"""A discriminator, in whatever precision: images, cameras and classes to logits."""
+Judge = Callable[..., Logits]
+"""``Discriminator.forward``, perhaps in another precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +183,24 @@ def judge_fakes(judge: Judge, fakes: Fakes, augmented: Augmentation = unchanged)
     """
     logits = judge(augmented(fakes.image.detach()), fakes.cameras, fakes.classes)
     return Judged(fake_loss(logits), logits)
+
+
+def judge_both(
+    judge: Judge,
+    fakes: Fakes,
+    reals: Reals,
+    augmented_fakes: Augmentation = unchanged,
+    augmented_reals: Augmentation = unchanged,
+) -> tuple[Judged, Judged]:
+    """Return what ``judge_fakes`` and ``judge_reals`` return, from one pass. Each are compared with their own."""
+    images = torch.cat([augmented_fakes(fakes.image.detach()), augmented_reals(reals.images)])
+    cameras = torch.cat([fakes.cameras, reals.cameras])
+    classes = None
+    if fakes.classes is not None and reals.classes is not None:
+        classes = torch.cat([fakes.classes, reals.classes])
+    logits = judge(images, cameras, classes, sets=2)
+    fake, real = (Logits(*half) for half in zip(*(head.chunk(2) for head in logits), strict=True))
+    return Judged(fake_loss(fake), fake), Judged(real_loss(real), real)
 
 
 def discriminator_numbers(fakes: Judged, reals: Judged) -> Tensor:

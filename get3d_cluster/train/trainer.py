@@ -53,6 +53,7 @@ from get3d_cluster.train.phases import (
     discriminator_numbers,
     generate,
     generator_shard,
+    judge_both,
     judge_fakes,
     judge_reals,
     named,
@@ -120,7 +121,7 @@ class Get3dTrainer:
             "discriminator",
             self.discriminator,
             len(DISCRIMINATOR_NUMBERS) + styles + Ballot.SIZE,
-            backwards=2,
+            backwards=1 if config.batch.judge_together else 2,
         )
         self._reduce_r1 = self._reducer("r1", self.discriminator, len(R1_NUMBERS))
         if session.rank == 0 and session.world_size > 1:
@@ -157,6 +158,13 @@ class Get3dTrainer:
         return self.counters.images >= self.config.num_images
 
     def step(self) -> None:
+        """Raises: HeldError after too many skipped steps in a row; Get3dError if a GPU's memory does not suffice."""
+        try:
+            self._step()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(error) from error
+
+    def _step(self) -> None:
         if self.counters.step == 0:
             self._begin()
         begun_s = time.monotonic()
@@ -267,7 +275,7 @@ class Get3dTrainer:
             if self.config.loss.reuse_fakes:
                 kept.append(fakes.detached())
         self.discriminator.requires_grad_(requires_grad=True)
-        if self._session.world_size > 1:
+        if self._session.world_size > 1 and not self.config.batch.judge_together:
             self._judge_first_reals()
         numbers, w_mean = _cut(self._reduce_g.finish(), len(GENERATOR_NUMBERS))
         if self._take_step("generator", self._adam_g, self.generator, numbers, troubles):
@@ -292,10 +300,11 @@ class Get3dTrainer:
     def _discriminator_phase(self, kept: list[Fakes], troubles: list[str]) -> Numbers:
         first, self._first_reals = self._first_reals, None
         for place, index in enumerate(self._reduce_d.shards if first else self._reduce_d.start()):
-            reals = first if first and place == 0 else self._judge_reals(index)
+            before = first if place == 0 else None
+            if not (before or self.config.batch.judge_together):
+                before = self._judge_reals(index)
             fakes = kept[place] if kept else self._fresh_fakes(index)
-            judged = judge_fakes(self._judge, fakes, self._augmented(index, Phase.D_AUGMENT))
-            judged.loss.total.backward()
+            judged, reals = self._judge_halves(index, fakes, before)
             votes = self._votes(is_last=index == self._reduce_d.shards[-1])
             self._reduce_d.add(discriminator_numbers(judged, reals), fakes.w_mean, votes)
         numbers, rest = _cut(self._reduce_d.finish(), len(DISCRIMINATOR_NUMBERS))
@@ -305,6 +314,18 @@ class Get3dTrainer:
             self._move_w_avg(None if self.config.loss.reuse_fakes else w_mean)
             self._adapt(numbers[-2:].tolist())
         return dict(named(DISCRIMINATOR_NUMBERS, numbers))
+
+    def _judge_halves(self, index: int, fakes: Fakes, before: Judged | None) -> tuple[Judged, Judged]:
+        """Return both halves of a shard's loss with their gradients; ``before``: the real half, if it is done."""
+        augmented = self._augmented(index, Phase.D_AUGMENT)
+        if before is not None:
+            judged = judge_fakes(self._judge, fakes, augmented)
+            judged.loss.total.backward()
+            return judged, before
+        also = self._augmented(index, Phase.AUGMENT_REAL)
+        judged, reals = judge_both(self._judge, fakes, self._reals(index), augmented, also)
+        (judged.loss.total + reals.loss.total).backward()
+        return judged, reals
 
     def _votes(self, *, is_last: bool) -> Tensor:  # [Ballot.SIZE]
         """Return what this worker has to tell all, once a step; a sum of zeros and ones is exact."""
@@ -443,6 +464,26 @@ class Get3dTrainer:
             f"--runs {run.path.parent} --name {run.name} --config {run.config_path} "
             f"optim.lr_generator={optim.lr_generator / 2:g} "
             f"optim.lr_discriminator={optim.lr_discriminator / 2:g} --allow-config-change"
+        )
+
+    def _too_large(self, error: torch.OutOfMemoryError) -> Get3dError:
+        """Return what to set. Not by itself: another size of micro-shards has other bits."""
+        batch = self.config.batch
+        what = (
+            f"step {self.counters.step}: batch.shard_size={batch.shard_size} images of "
+            f"{self.config.discriminator.image_size_px} px need more memory than {self._session.device} has left: "
+            f"{str(error).splitlines()[0]}"
+        )
+        smaller = (
+            f"batch.shard_size={batch.shard_size // 2} batch.num_shards={batch.num_shards * 2} (as many images a step)"
+            if batch.shard_size % 2 == 0
+            else "a smaller batch.shard_size and more batch.num_shards"
+        )
+        bf16 = "" if self.config.precision.amp == "bf16" else "precision.amp=bf16, or "
+        return Get3dError(
+            what,
+            f"unless something else runs on that GPU, start another run with {bf16}{smaller}; `launch.py run sizes` "
+            "with the same keys measures what fits",
         )
 
     # What is shown, and changes nothing

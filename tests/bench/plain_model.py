@@ -211,9 +211,10 @@ def head(  # as ours
     cameras: Tensor,
     classes: Tensor | None = None,
     dtype: None = None,
+    sets: int = 1,
 ) -> Tensor:
     x = self._skip_features(image.contiguous(), dtype)
-    logit: Tensor = self.last(x, cameras, classes)
+    logit: Tensor = self.last(x, cameras, classes, sets)
     return logit
 
 

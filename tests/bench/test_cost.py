@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -30,16 +29,12 @@ IS_TOY = os.environ.get("GET3D_BENCH_TOY") == "1"
 SHOWN = ("step", "G", "D", "R1", "memory, GiB")
 
 
-def measured(sender: Connection, folder: Path, config: TrainerConfig) -> None:
-    torch.set_num_threads(1)
-    sender.send(cost.cost(Setting(device="cpu", folder=folder, toy=IS_TOY), config))
-
-
 def in_a_process_of_its_own(folder: Path, config: TrainerConfig) -> dict[str, float]:
     folder.mkdir()
     spawning = multiprocessing.get_context("spawn")
     receiver, sender = spawning.Pipe(duplex=False)
-    process = spawning.Process(target=measured, args=(sender, folder, config), daemon=True)
+    setting = Setting(device="cpu", folder=folder, toy=IS_TOY)
+    process = spawning.Process(target=cost.send, args=(sender, setting, config), daemon=True)
     process.start()
     sender.close()
     found: dict[str, float] = receiver.recv()

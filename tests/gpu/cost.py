@@ -7,6 +7,7 @@ import gc
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        return f"{self.axis} {self.value}".strip()
+        return f"{self.axis} {self.value}" if self.value else self.axis
 
 
 def value_of(config: TrainerConfig, axis: str) -> int:
@@ -86,6 +87,12 @@ def cost(setting: Setting, config: TrainerConfig) -> dict[str, float]:
     found["memory, GiB"] = peak_gib(setting.device) or round(process_gib, 3)
     found |= {part: _time(setting, call) for part, call in _parts_that_fit(work).items()}
     return {name: value for name, value in found.items() if not isinstance(value, str)}
+
+
+def send(sender: Connection, setting: Setting, config: TrainerConfig) -> None:
+    """Send the cost, computed with one thread: for a process of its own."""
+    torch.set_num_threads(1)
+    sender.send(cost(setting, config))
 
 
 def _parts_that_fit(work: Any) -> dict[str, Callable[[], object]]:

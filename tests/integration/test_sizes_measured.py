@@ -7,6 +7,7 @@ import pytest
 
 from jobs.sizes import Config, SizesConfig, SizesWork
 from tests import train_setup as setup
+from tests.sessions import session_of
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def work(tmp_path: Path) -> SizesWork:
     trained = setup.tiny_config(setup.dataset(tmp_path / "data"))
     config = Config(**{each.name: getattr(trained, each.name) for each in fields(trained)})
     sizes = SizesConfig(shard_sizes=(2, 4), num_steps=1)
-    return SizesWork(replace(config, sizes=sizes), setup.session(tmp_path / "run"))
+    return SizesWork(replace(config, sizes=sizes), session_of(tmp_path / "run"))
 
 
 def finish(work: SizesWork) -> str:

@@ -109,12 +109,13 @@ FLEXICUBES = ("generator.grid.kind=flexicubes",)
 
 
 BF16 = ("precision.amp=bf16",)
+TOGETHER = ("batch.judge_together=true",)
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [SEPARATE, FLEXICUBES, BF16, (*BF16, *SEPARATE)],
-    ids=["separate", "flexicubes", "bf16", "separate in bf16"],
+    [SEPARATE, FLEXICUBES, BF16, (*BF16, *SEPARATE), TOGETHER],
+    ids=["separate", "flexicubes", "bf16", "separate in bf16", "judged together"],
 )
 def test_other_generators_and_precisions_are_as_exact(
     tmp_path: Path, data: Path, overrides: tuple[str, ...]

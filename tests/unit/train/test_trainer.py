@@ -13,7 +13,7 @@ import torch
 from get3d_cluster import config as configuration
 from get3d_cluster.cli.entry import run as command
 from get3d_cluster.core.job import JobSpec
-from get3d_cluster.errors import HeldError, UsageError
+from get3d_cluster.errors import Get3dError, HeldError, UsageError
 from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.runtime.checkpoint import decode, encode, state_digest
@@ -350,3 +350,18 @@ def test_the_kept_configurations_load_and_survive_a_round_trip(name: str, tmp_pa
     path.write_text(configuration.save_text(config))
     assert configuration.read_run_config(Config, path) == config
     assert json.dumps(configuration.plain(config))
+
+
+def test_too_little_memory_on_a_gpu_says_what_to_set(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = scene.trainer("large")
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+
+    monkeypatch.setattr("get3d_cluster.train.trainer.generate", fail)
+    with pytest.raises(Get3dError, match=r"shard_size=2 .* 2\.00 GiB") as raised:
+        work.step()
+    assert "batch.shard_size=1 batch.num_shards=8" in raised.value.way_out
+    assert "precision.amp=bf16" in raised.value.way_out
+    assert raised.value.exit_code == 1  # it may be another process: it comes back, a few times
+    assert len(str(raised.value).splitlines()) == 1
