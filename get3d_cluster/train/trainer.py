@@ -558,12 +558,13 @@ def networks(config: TrainerConfig, device: str) -> tuple[Generator, Discriminat
 def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Adam:
     """Return the optimizer of a network that takes one more step every ``interval`` (0: never).
 
-    One implementation is pinned: Adam's are not bit-equal to each other. Source: Karras et al. 2020, appendix B.
+    One implementation is pinned: Adam's are not bit-equal to each other. This one goes over each parameter once
+    instead of ten times. Source: Karras et al. 2020, appendix B.
     """
     factor = _lazy_factor(config, interval)
     beta1, beta2 = config.betas
     return Adam(
-        model.parameters(), lr=lr * factor, betas=(beta1**factor, beta2**factor), eps=config.eps, foreach=True
+        model.parameters(), lr=lr * factor, betas=(beta1**factor, beta2**factor), eps=config.eps, fused=True
     )
 
 
