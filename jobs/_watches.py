@@ -1,5 +1,6 @@
 """What a training shows while it runs: sheets of fixed shapes, and distances to the real images."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,10 +11,11 @@ from get3d_cluster.core.job import Position
 from get3d_cluster.core.philox import key_of
 from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.data.format import Sample
+from get3d_cluster.errors import StorageError
 from get3d_cluster.evaluation.progress import measure_progress
 from get3d_cluster.export.pictures import contact_sheet, write_png
 from get3d_cluster.get3d.generator import Generator
-from get3d_cluster.report.tensorboard import TensorBoard
+from get3d_cluster.report.tensorboard import TensorBoard, forget_after
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import TrainerConfig
@@ -35,8 +37,9 @@ def watches(
     """Return what rank 0 looks at."""
     watch, found = config.watch, []
     if watch.preview_every_s:
-        shown = Originals(config, session, dataset), Sheets(config, session)
-        found += [Watch(each.look, watch.preview_every_s, watch.budget) for each in shown]
+        originals, sheets = Originals(config, session, dataset), Sheets(config, session)
+        found.append(Watch(originals.look, watch.preview_every_s, watch.budget))
+        found.append(Watch(sheets.look, watch.preview_every_s, watch.budget, rewind=sheets.rewind))
     if watch.measure_every_s:
         reference, held_out = split_by_model([sample.key for sample in samples], config.seed)
         if min(len(held_out), watch.measure_images) < 2:
@@ -51,7 +54,8 @@ def mirrors(config: TrainerConfig, session: Session) -> list[Watch]:
     """Return what rank 0 keeps in line with the rows."""
     watch = config.watch
     every_s = watch.tensorboard_every_s
-    return [Watch(Board(session).look, every_s, watch.budget)] if every_s else []
+    board = Board(session)
+    return [Watch(board.look, every_s, watch.budget, rewind=board.rewind)] if every_s else []
 
 
 class Sheets:
@@ -72,6 +76,14 @@ class Sheets:
         sheet = contact_sheet(rows, title=title, row_captions=ROWS)
         write_png(self._session.run.samples_dir / f"{position.images:09d}.png", sheet)
         return {}
+
+    def rewind(self, position: Position) -> None:
+        """Put the sheets of later images away, hidden beside the others."""
+        samples = self._session.run.samples_dir
+        for path in samples.glob("*.png"):
+            if path.stem.isdigit() and int(path.stem) > position.images:
+                with contextlib.suppress(OSError):  # a picture is not worth a training
+                    path.rename(samples / f".rolled-back-{path.name}")
 
 
 class Board:
@@ -95,6 +107,14 @@ class Board:
         if self._board is not None:
             self._board.catch_up()
         return {}
+
+    def rewind(self, position: Position) -> None:
+        """Let TensorBoard forget what came after ``position``."""
+        with contextlib.suppress(StorageError):  # the rows are in metrics.jsonl
+            if self._board is not None:
+                self._board.rewind(position.step)
+            else:
+                forget_after(self._session.run, position.step)
 
 
 class Ruler:

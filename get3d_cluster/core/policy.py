@@ -78,20 +78,27 @@ def is_save_due(
     return steps_since > 0 and (by_steps or by_time)
 
 
-def to_delete(steps: Sequence[int], config: CheckpointConfig, agreed_step: int | None = None) -> list[int]:
+def to_delete(
+    steps: Sequence[int], config: CheckpointConfig, agreed_step: int | None = None, rollback_every: int = 0
+) -> list[int]:
     """Return the steps, oldest first, whose checkpoints may go.
 
     ``agreed_step`` is when all workers were last found to have equal weights: what was saved later may turn out to be
-    wrong, so the newest of then stays.
+    wrong, so the newest of then stays. Of the multiples of ``rollback_every`` the newest two stay: a training that
+    diverges goes back to the last one, or to the one before if it was diverging already.
 
     >>> to_delete([10, 20, 30, 40], CheckpointConfig(keep_last=2, keep_every_steps=20))
     [10]
     >>> to_delete([10, 20, 30, 40], CheckpointConfig(keep_last=2), agreed_step=15)
     [20]
+    >>> to_delete([10, 20, 30, 40, 44, 48], CheckpointConfig(keep_last=2), rollback_every=20)
+    [10, 30]
     """
     kept = set(sorted(steps)[-config.keep_last :])
     if agreed_step is not None:
         kept |= {max((step for step in steps if step <= agreed_step), default=-1)}
+    if rollback_every:
+        kept |= set(sorted(step for step in steps if step % rollback_every == 0)[-2:])
     every = config.keep_every_steps
     return [step for step in sorted(steps) if step not in kept and not (every and step % every == 0)]
 

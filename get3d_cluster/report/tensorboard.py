@@ -2,15 +2,15 @@
 
 The truth is metrics.jsonl. Each attempt writes an event file of its own, which begins by telling TensorBoard to forget
 all from a step on: from where the last flush of an earlier attempt ended, or from where this attempt resumed if that is
-earlier. What lies between is written again.
+earlier. What lies between is written again. A training that goes back to a checkpoint within an attempt says so, too.
 """
 
 import os
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class TensorBoard:
 
     def catch_up(self) -> None:
         """Write all rows of metrics.jsonl that are not there yet, and the newest sheet. Raises: StorageError."""
-        try:
+        with _explained(self._folder):
             if self._file is None:
                 self._open()
             rows = [row for row in read_rows(self._run.metrics_path) if row.get("step", -1) >= self._next]
@@ -61,23 +61,24 @@ class TensorBoard:
                 self._next = step + 1
                 self._fixed |= {tag: step for tag in new if tag in found}
                 write_json(self._folder / MARK, {"next": self._next, "fixed": self._fixed})
-        except OSError as error:
-            what = f"{self._folder} cannot be written: {error.strerror or error}"
-            raise StorageError(what, "the curves are in metrics.jsonl all the same") from error
+
+    def rewind(self, step: int) -> None:
+        """Let TensorBoard forget what came after ``step``, to which the run went back. Raises: StorageError."""
+        self._next = min(self._next, step + 1)
+        self._fixed = _before(self._fixed, self._next)
+        with _explained(self._folder):
+            if self._file is not None:
+                self._append([_start(self._next)])
+        forget_after(self._run, step)
 
     def _open(self) -> None:
-        from tensorboardX.proto.event_pb2 import SessionLog
-
         self._folder.mkdir(parents=True, exist_ok=True)
         flushed, fixed = _mark(self._folder)
         self._next = min(flushed, _resumed_at(self._run, self._attempt) + 1)
-        self._fixed = {tag: step for tag, step in fixed.items() if step < self._next}
+        self._fixed = _before(fixed, self._next)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{self._attempt:04d}"
         self._file = self._folder / name
-        start = SessionLog(status=SessionLog.START)
-        self._append(
-            [_record(self._next, file_version="brain.Event:2"), _record(self._next, session_log=start)]
-        )
+        self._append([_record(self._next, file_version="brain.Event:2"), _start(self._next)])
 
     def _append(self, records: Sequence[bytes]) -> None:
         assert self._file is not None
@@ -88,6 +89,32 @@ class TensorBoard:
             file.flush()
             os.fsync(file.fileno())
             self._size = file.tell()
+
+
+def forget_after(run: RunFolder, step: int) -> None:
+    """Note that nothing after ``step`` counts as written. Raises: StorageError."""
+    folder = run.path / FOLDER
+    with _explained(folder):
+        flushed, fixed = _mark(folder)
+        if flushed > step + 1:
+            write_json(folder / MARK, {"next": step + 1, "fixed": _before(fixed, step + 1)})
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that a person can act on."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{folder} cannot be written: {error.strerror or error}"
+        raise StorageError(what, "the curves are in metrics.jsonl all the same") from error
+
+
+def _start(step: int) -> bytes:
+    """Return the record at which TensorBoard forgets all from ``step`` on."""
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    return _record(step, session_log=SessionLog(status=SessionLog.START))
 
 
 def _row_records(row: Mapping[str, Any]) -> list[bytes]:
@@ -132,7 +159,14 @@ def curves_of(row: Mapping[str, Any]) -> dict[str, float]:
     values = {key: value for key, value in row.items() if isinstance(value, (int, float))}
     found = {name: float(values[key]) for key, name in NAMES.items() if key in values}
     norms = dict.fromkeys(("grad", "weight", "update"), "norms")
-    groups = {"loss": "loss", "r1": "loss", "logit": "logits", "skipped": "progress", **norms}
+    groups = {
+        "loss": "loss",
+        "r1": "loss",
+        "logit": "logits",
+        "skipped": "progress",
+        "rollbacks": "progress",
+        **norms,
+    }
     for key, value in values.items():
         if key not in _NOT_CURVES:
             found[f"{groups.get(key.partition('_')[0], 'other')}/{key}"] = float(value)
@@ -145,6 +179,10 @@ def _mark(folder: Path) -> tuple[int, dict[str, int]]:
         mark = read_json(folder / MARK)
         return int(mark["next"]), {str(tag): int(step) for tag, step in mark.get("fixed", {}).items()}
     return 0, {}
+
+
+def _before(fixed: Mapping[str, int], step: int) -> dict[str, int]:
+    return {tag: written for tag, written in fixed.items() if written < step}
 
 
 def _resumed_at(run: RunFolder, attempt: int) -> int:

@@ -117,6 +117,8 @@ class Checkpoints:
         self.tiers = {RUN: storage, **(more or {})}
         self.config = config
         self.check_owner = check_owner
+        self.rollback_every_steps = 0
+        """The newest two checkpoints at multiples of it are kept, for work that may have to go back to them."""
 
     def save(
         self,
@@ -142,7 +144,7 @@ class Checkpoints:
         storage = self.tiers[RUN]
         if not stands(storage, step, digest):
             storage.write(name_of(step), {**files, MANIFEST: signed(body)})
-        prune(storage, step, self.config, agreed_step, held)
+        prune(storage, step, self.config, agreed_step, held, self.rollback_every_steps)
         num_bytes = sum(len(data) for data in files.values())
         return Saved(step=step, digest=digest, num_bytes=num_bytes, seconds=time.monotonic() - start)
 
@@ -154,9 +156,36 @@ class Checkpoints:
         Raises: CheckpointError if there are checkpoints but every one is damaged, and each time again; or if the
         folder cannot be read.
         """
-        problems: dict[tuple[str, str], str] = {}
         unread: list[str] = []
-        for tier, name in self._newest_first(unread):
+        return self._first_whole(self._newest_first(unread), unread)
+
+    def load_up_to(self, step: int) -> Loaded | None:
+        """Return the newest checkpoint of ``step`` or before in the tier ``run``, as ``load`` does; None if none is there.
+
+        Another tier may hold one of steps that were given up since, if it was out of reach then.
+        """
+        names = [name for name in reversed(self._names(RUN)) if step_of(name) <= step]
+        return self._first_whole([(RUN, name) for name in names], [])
+
+    def set_aside_after(self, step: int) -> list[str]:
+        """Set all checkpoints later than ``step`` aside, newest first; return where they are, and what failed.
+
+        Raises: CheckpointError, StorageError if it fails in the tier ``run``.
+        """
+        told: list[str] = []
+        for tier, storage in self.tiers.items():
+            try:
+                later = [name for name in reversed(self._names(tier)) if step_of(name) > step]
+                told += [storage.set_aside(name, "rolled-back") for name in later]
+            except Exception as error:
+                if tier == RUN:
+                    raise
+                told.append(getattr(error, "what", f"{type(error).__name__}: {error}"))
+        return told
+
+    def _first_whole(self, newest_first: Sequence[tuple[str, str]], unread: list[str]) -> Loaded | None:
+        problems: dict[tuple[str, str], str] = {}
+        for tier, name in newest_first:
             try:
                 loaded = self.read(name, tier)
             except DamagedError as error:

@@ -187,6 +187,7 @@ def prune(
     config: CheckpointConfig,
     agreed_step: int | None = None,
     held: Sequence[int] = (),
+    rollback_every: int = 0,
 ) -> None:
     """Delete what may go, once ``newest`` was read back; not the steps ``held``, which somebody reads just now.
 
@@ -196,7 +197,8 @@ def prune(
         steps = [step_of(name) for name in names_in(storage)]
     except OSError:
         return  # nothing is lost by keeping them until the next save
-    going = [step for step in to_delete(steps, config, agreed_step) if step not in (newest, *held)]
+    may_go = to_delete(steps, config, agreed_step, rollback_every)
+    going = [step for step in may_go if step not in (newest, *held)]
     if going and _reads_back(storage, newest):
         for step in going:
             storage.delete(name_of(step))

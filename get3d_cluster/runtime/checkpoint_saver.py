@@ -124,9 +124,11 @@ class Saver:
 
     def _place(self, tier: str) -> dict[str, Any]:
         keep: CheckpointConfig = self._config
+        rollback_every = self._checkpoints.rollback_every_steps
         if tier == "local":
-            keep = dataclasses.replace(keep, keep_every_steps=0)
-        return {"at": location_of(self._checkpoints.tiers[tier]), "keep": dataclasses.asdict(keep)}
+            keep, rollback_every = dataclasses.replace(keep, keep_every_steps=0), 0
+        at = location_of(self._checkpoints.tiers[tier])
+        return {"at": at, "keep": dataclasses.asdict(keep), "rollback_every": rollback_every}
 
     def _token(self) -> str:
         """Return a name of this save that all ranks know and no other attempt has."""

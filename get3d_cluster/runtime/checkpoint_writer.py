@@ -131,7 +131,8 @@ class Writer:
                 digest_of_file = order["digests"][file["name"]]
                 stored[staging.stored(file["name"])] = entry(file["bytes"], digest_of_file, file["part"])
             staging.publish(signed({**order["body"], "t": time.time(), "digest": digest, "files": stored}))
-        prune(storage, order["step"], config, order["agreed_step"], order["held"])
+        rollback_every = order["place"]["rollback_every"]
+        prune(storage, order["step"], config, order["agreed_step"], order["held"], rollback_every)
 
     def _published(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the answer if an earlier writer published this very save, and died before it could say so."""

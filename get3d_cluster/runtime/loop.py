@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
-from get3d_cluster.errors import CheckpointError, FencedError, Get3dError, StorageError, UsageError
+from get3d_cluster.errors import CheckpointError, FencedError, Get3dError, HeldError, StorageError, UsageError
 from get3d_cluster.runtime.cadence import Cadence, interruptions_of
 from get3d_cluster.runtime.checkpoint import RUN, Checkpoints, DamagedError, Loaded, Saved
 from get3d_cluster.runtime.checkpoint_copies import FAR, LAST_S, LEAVE_S, PATIENCE_S, Copies, wait_together
@@ -27,11 +27,13 @@ from get3d_cluster.runtime.session import (
     DependentWork,
     FrozenWork,
     ItemWork,
+    RecoveringWork,
     ReplicatedWork,
     Session,
     Work,
 )
 from get3d_cluster.runtime.watchdog import process_age_s
+from get3d_cluster.storage.local import sync_file
 
 PROGRESS_S = 1.0
 ELEMENTS_A_SECOND = 8
@@ -103,6 +105,8 @@ class Progress:
         if self._is_shared:
             self._every_s = max(PROGRESS_S, session.world_size / ELEMENTS_A_SECOND)
         self._last_s = -math.inf
+        self.more: dict[str, int] = {}
+        """What else there is to tell each time."""
 
     def show(self, position: Position, active_s: float, *, always: bool = False) -> None:
         now = time.monotonic()
@@ -119,6 +123,7 @@ class Progress:
             "images": position.images,
             **({"given_up": position.given_up} if position.given_up else {}),
             **self._start,
+            **self.more,
         }
         with contextlib.suppress(StorageError):  # a full disk is told where state is saved
             write_json(self._run.progress_path, values | {"t": time.time(), "active_s": round(active_s, 3)})
@@ -150,8 +155,8 @@ def run_steps(
     loop = _StepLoop(work, session, checkpoints, config, is_fenced)
     try:
         loop.resume()
-        stopped = loop.is_stopped() and not work.is_done()
-        while not stopped and not work.is_done():
+        stopped = loop.is_stopped() and not loop.is_done()
+        while not stopped and not loop.is_done():
             stopped = loop.step()
         return loop.suspend(stop_reason) if stopped else loop.finish()
     finally:
@@ -183,6 +188,8 @@ class _StepLoop:
         session.copying.ask(self._wait_for_copies)
         session.ballot.ask(self._flags)
         self._later = work.frozen_parts() if isinstance(work, FrozenWork) else ()
+        self._recovering = work if isinstance(work, RecoveringWork) else None
+        checkpoints.rollback_every_steps = self._recovering.rollback_every_steps() if self._recovering else 0
         is_asked = config.auto and session.rank == 0
         self._cadence = Cadence(config, interruptions_of(session.run, session.attempt) if is_asked else 0)
         self._is_prepared = False
@@ -198,6 +205,10 @@ class _StepLoop:
         """Numeric environment of this attempt."""
         self._not_bitwise: list[dict[str, Any]] = []
         """Where the run went on in another numeric environment, oldest first."""
+        self._rollbacks: list[dict[str, int]] = []
+        """From which step it went back to which, oldest first."""
+        self._missing_step = -1
+        """To which it had to go back, and could not: on the way there again."""
 
     def resume(self) -> None:
         self._pulse.beat("starting", 0)
@@ -209,6 +220,7 @@ class _StepLoop:
                 self._say(f"a checkpoint or a tier was passed over: {what}")
         position = self._work.position()
         self._start_step = self._saved_step = self._begun_step = self._local_step = position.step
+        self._note_rollbacks(loaded.meta if loaded else {})
         self._session.metrics.rewind(position.step)
         self._on = fingerprint_of_all(self._session.group, self._session.device)
         if isinstance(self._work, DependentWork):
@@ -250,8 +262,18 @@ class _StepLoop:
         self._copies.close()
         self._tell_of_copies()
 
+    def is_done(self) -> bool:
+        """Say whether nothing is left to do, not even to go back."""
+        return self._work.is_done() and self._rollback_step() is None
+
     def step(self) -> bool:
-        """Do one step, take saves further, begin one that is due; say whether all workers stop here."""
+        """Do one step, take saves further, begin one that is due; say whether all workers stop here.
+
+        A training that has diverged goes back first. It is not saved before it has done a step from there: what
+        decides that it goes back is in the state from before, so that it goes the same way whenever it is stopped.
+        """
+        if (target := self._rollback_step()) is not None:
+            self._go_back(target)
         with self._pulse.counting("step"):
             start = time.monotonic()
             self._next_step = self._work.position().step + 1
@@ -266,14 +288,102 @@ class _StepLoop:
                 "nothing to do: the newer attempt goes on from the last checkpoint",
             )
         self._advance(flags)
-        if not stop and not self._work.is_done():
+        if not stop and not self._work.is_done() and self._rollback_step() is None:
             self._prepare()
-            if save and self._saver.flight is None:
-                self._try_periodic_save()
-            elif self._is_local_save_due(position):
-                self._begin_local_save(position)
+            self._save_if_due(position, is_due=save)
         self._progress.show(position, self._active_s)
-        return stop and not self._work.is_done()
+        return stop and not self.is_done()
+
+    def _save_if_due(self, position: Position, *, is_due: bool) -> None:
+        every = self._checkpoints.rollback_every_steps
+        is_target = bool(every) and position.step % every == 0
+        if self._saver.flight is not None and position.step == self._missing_step:
+            self._finish_flight()
+        if (is_due or is_target) and self._saver.flight is None:
+            self._try_periodic_save()
+        elif self._is_local_save_due(position):
+            self._begin_local_save(position)
+
+    def _rollback_step(self) -> int | None:
+        return self._recovering.rollback_step() if self._recovering else None
+
+    def _go_back(self, target: int) -> None:
+        """Go back to the checkpoint of ``target`` and on with other random numbers, on all workers alike.
+
+        If it is missing or damaged the training goes on from an older one, by which it comes to be what it was: the
+        same steps up to ``target``, and further, until it has to go back again.
+
+        Raises: HeldError, after which the newest checkpoint is that of ``target``; CheckpointError, StorageError.
+        """
+        work, position = self._recovering, self._work.position()
+        assert work is not None
+        self._pulse.beat("starting", position.step)
+        if self._saver.flight is not None:
+            self._finish_flight()
+        loaded = self._load(target)
+        there = loaded.step if loaded else 0
+        if there < target:
+            self._refuse_to_go_back_twice(target, loaded)
+        held = work.why_held()
+        number = len(self._rollbacks) + (held is None and there == target)
+        self._write_rollback(number, position.step, there, target, is_held=held is not None)
+        if held:
+            raise held
+        meta = loaded.meta if loaded else {}
+        if there == target:
+            work.roll_back(loaded.state if loaded else None)
+            self._rollbacks.append({"from": position.step, "to": target})
+        elif loaded:
+            work.load(loaded.state)
+            self._missing_step = target
+        self._note_rollbacks({"rollbacks": self._rollbacks} if there == target else meta)
+        self._stand_at(there, float(meta.get("active_s", 0.0)))
+
+    def _refuse_to_go_back_twice(self, target: int, loaded: Loaded | None) -> None:
+        """Raises: HeldError if there is no checkpoint from before; StorageError if ``target`` was missing before."""
+        if loaded is None:
+            raise HeldError(
+                f"the training diverged, and no checkpoint up to step {target} is left to go back to",
+                "lower the learning rates with --allow-config-change, or start another run",
+            )
+        if target == self._missing_step:
+            raise StorageError(
+                f"the checkpoint of step {target}, to go back to, is missing again after it was computed again",
+                f"see the events save-failed in {self._session.run.events_path}; free or mend that disk",
+            )
+
+    def _write_rollback(self, number: int, step: int, there: int, target: int, *, is_held: bool) -> None:
+        """Write the event ``rollback``, then set later checkpoints aside: without them it tells why they are gone."""
+        if self._session.rank:
+            return
+        spent = {f"{part}_s": round(seconds, 3) for part, seconds in self._pulse.seconds.items()}
+        missing = {} if there == target else {"missing": target}
+        held = {"held": True} if is_held else {}
+        self._session.events.write("rollback", step=step, to=there, number=number, **missing, **held, **spent)
+        with contextlib.suppress(OSError):
+            sync_file(self._session.run.events_path)
+        aside = self._checkpoints.set_aside_after(there)
+        self._session.events.write("set-aside", after=there, what=aside)
+        what = f"the training diverged at step {step} and goes back to step {there}"
+        why = f", to compute that of step {target} again" if missing else ""
+        self._say(f"{what}{why}; {len(aside)} later checkpoints were set aside in checkpoints/.rolled-back-*")
+
+    def _stand_at(self, step: int, active_s: float) -> None:
+        """Be where a checkpoint of ``step`` is the newest."""
+        self._saved, self._active_s = None, active_s
+        self._saved_step = self._begun_step = self._local_step = step
+        self._start_step = min(self._start_step, step)
+        self._begun_s = time.monotonic()
+        self._not_bitwise = [{**row, "step": min(row["step"], step)} for row in self._not_bitwise]
+        self._session.metrics.rewind(step)
+        self._progress.show(self._work.position(), active_s, always=True)
+
+    def _note_rollbacks(self, meta: Mapping[str, Any]) -> None:
+        """Remember, and tell people, how often the training went back."""
+        self._rollbacks = [dict(row) for row in meta.get("rollbacks", ())]
+        last = self._rollbacks[-1] if self._rollbacks else {}
+        told = {f"rolled_back_{key}": value for key, value in last.items()}
+        self._progress.more = {"rollbacks": len(self._rollbacks), **told} if told else {}
 
     def _agreed(self) -> list[bool]:
         """Return what any worker has to tell all. A worker alone hears also what came after it was counted."""
@@ -394,11 +504,12 @@ class _StepLoop:
             not_bitwise_from=not_bitwise_from({"not_bitwise": self._not_bitwise}),
         )
 
-    def _load(self) -> Loaded | None:
+    def _load(self, up_to: int | None = None) -> Loaded | None:
         """Rank 0 chooses and verifies; the others read the same one."""
         if self._session.rank == 0:
-            loaded = self._checkpoints.load()
-            if loaded is None:
+            checkpoints = self._checkpoints
+            loaded = checkpoints.load() if up_to is None else checkpoints.load_up_to(up_to)
+            if loaded is None and up_to is None:
                 _refuse_to_start_over(self._session.run)
             self._session.group.broadcast([loaded.step, loaded.tier] if loaded else None)
             return loaded
@@ -582,6 +693,7 @@ class _StepLoop:
             "world_size": self._session.world_size,
             "on": self._on,
             **({"not_bitwise": self._not_bitwise} if self._not_bitwise else {}),
+            **({"rollbacks": self._rollbacks} if self._rollbacks else {}),
             **self._session.run.identity(),
         }
 
@@ -605,9 +717,15 @@ def _give_back(work: Work, loaded: Loaded) -> None:
 
 
 def _refuse_to_start_over(run: RunFolder) -> None:
-    """Make sure that no checkpoint was ever published. Raises: CheckpointError if the run's history knows one."""
-    saved = [outcome.saved_step for outcome in run.outcomes()]
-    saved += [row["step"] for row in read_rows(run.events_path) if row["event"] == "save"]
+    """Make sure that no checkpoint was ever published, or that the training went back to its beginning since.
+
+    Raises: CheckpointError if the run's history knows one.
+    """
+    rows = read_rows(run.events_path)
+    starts = [place for place, row in enumerate(rows) if row["event"] == "rollback" and row["to"] == 0]
+    since, attempt = (starts[-1], rows[starts[-1]]["attempt"]) if starts else (0, 0)
+    saved = [outcome.saved_step for outcome in run.outcomes() if outcome.attempt >= attempt]
+    saved += [row["step"] for row in rows[since:] if row["event"] == "save"]
     if run.is_done() or max(saved, default=0) > 0:
         raise CheckpointError(
             f"{run.checkpoints_dir} holds no checkpoint, although this run saved step {max(saved, default=0)}",

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from get3d_cluster.core.job import Position, Resources
 from get3d_cluster.dist.group import Group
+from get3d_cluster.errors import HeldError
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder
@@ -152,6 +153,31 @@ class ComparingWork(Protocol):
 
     def compare_replicas(self) -> None:
         """Compare the state over all workers, all of which call it. Raises: HeldError, on all, if it differs."""
+        ...
+
+
+@runtime_checkable
+class RecoveringWork(Protocol):
+    """Work that may diverge, and then goes back to a checkpoint and on from there with other random numbers.
+
+    All of these are functions of the state and the configuration, so that a run that is stopped anywhere goes the same
+    way again.
+    """
+
+    def rollback_every_steps(self) -> int:
+        """Return the steps between checkpoints to go back to, which are made at its multiples; 0: it never goes back."""
+        ...
+
+    def rollback_step(self) -> int | None:
+        """Return the multiple to which it goes back instead of doing another step; None: it goes on."""
+        ...
+
+    def why_held(self) -> HeldError | None:
+        """Return why it does not go on from ``rollback_step`` once more; None: it does."""
+        ...
+
+    def roll_back(self, state: Mapping[str, Any] | None) -> None:
+        """Take over what was saved at ``rollback_step`` (None: begin again), but draw other random numbers from now on."""
         ...
 
 

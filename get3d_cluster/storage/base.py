@@ -32,8 +32,8 @@ class Storage(Protocol):
         """Remove a group; nothing happens if there is none."""
         ...
 
-    def set_aside(self, name: str) -> str:
-        """Take a damaged group out of the list without destroying it; return where it is now."""
+    def set_aside(self, name: str, why: str = "damaged") -> str:
+        """Take a group out of the list without destroying it; return where it is now, by a name with ``why`` in it."""
         ...
 
     def clean(self) -> None:

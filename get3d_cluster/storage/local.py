@@ -18,7 +18,6 @@ from get3d_cluster.storage.base import Data
 ASIDE = ".writing-"
 """What begins the names of files and folders that are not whole yet."""
 _GOING = ".deleting-"
-_DAMAGED = ".damaged-"
 _WRITE_S = 60.0
 """An older file beside its target was left by a writer that was killed; writing one takes much less."""
 _STALE_WAITS_S = (0.1, 0.4, 1.6)
@@ -154,8 +153,8 @@ class LocalStorage:
             )  # before the first file goes: killed, or without power, it is whole or gone
             shutil.rmtree(going, ignore_errors=True)
 
-    def set_aside(self, name: str) -> str:
-        aside = self.root / f"{_DAMAGED}{name}-{secrets.token_hex(4)}"
+    def set_aside(self, name: str, why: str = "damaged") -> str:
+        aside = self.root / f".{why}-{name}-{secrets.token_hex(4)}"
         with explained(aside):
             (self.root / name).rename(aside)
         return str(aside)

@@ -96,15 +96,15 @@ class RemoteStorage:
             if self._fs.exists(f"{self._root}/{name}/{file}"):
                 self._fs.rm(f"{self._root}/{name}/{file}", recursive=not file)
 
-    def set_aside(self, name: str) -> str:
+    def set_aside(self, name: str, why: str = "damaged") -> str:
         path = f"{self._root}/{name}/{LAST}"
-        self._fs.pipe_file(f"{path}.damaged", self._fs.cat_file(path))
+        self._fs.pipe_file(f"{path}.{why}", self._fs.cat_file(path))
         self._fs.rm(path)
-        return f"{path}.damaged"
+        return f"{path}.{why}"
 
     def clean(self) -> None:
         for folder in self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else ():
-            if not self._fs.exists(f"{folder}/{LAST}") and not self._fs.exists(f"{folder}/{LAST}.damaged"):
+            if not self._fs.glob(f"{folder}/{LAST}*"):
                 self._fs.rm(folder, recursive=True)
 
 

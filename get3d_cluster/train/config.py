@@ -204,15 +204,30 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
-    """What happens when losses or gradients are not finite: the phase is skipped on all workers alike."""
+    """What happens when losses or gradients are not finite: the phase is skipped on all workers alike.
+
+    After too many such steps in a row the training goes back to a checkpoint of before, and on with other random numbers.
+    """
 
     __changeable__: ClassVar[bool] = True
 
     max_skipped_steps: int = 20
-    """Steps in a row with a skipped phase, after which the run is held for a person."""
+    """Steps in a row with a skipped phase, after which the training goes back, or is held for a person."""
+    max_rollbacks: int = 2
+    """Times that it goes back to one and the same checkpoint before it is held; 0: it is held at once."""
+    rollback_every_steps: int = 1000
+    """It goes back to a multiple of this step, or to the beginning: a checkpoint is made at each, the newest two are
+    kept. The same multiple wherever and however often the run was stopped."""
 
     def __post_init__(self) -> None:
         _check(self, _is_positive, "at least 1", "max_skipped_steps")
+        _check(self, _is_not_negative, "0 or more", "max_rollbacks")
+        if self.rollback_every_steps < self.max_skipped_steps:
+            raise UsageError(
+                f"rollback_every_steps={self.rollback_every_steps} must be at least "
+                f"max_skipped_steps={self.max_skipped_steps}",
+                "raise the first or lower the second; max_rollbacks=0 never goes back",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

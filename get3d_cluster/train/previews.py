@@ -35,9 +35,16 @@ class Watch:
     """Looks at the start, at the end, and in between as often as ``every_s`` and the budget allow."""
 
     def __init__(
-        self, look: Look, every_s: float, budget: float, clock: Callable[[], float] = time.monotonic
+        self,
+        look: Look,
+        every_s: float,
+        budget: float,
+        clock: Callable[[], float] = time.monotonic,
+        rewind: Callable[[Position], None] | None = None,
     ) -> None:
+        """``rewind`` takes back what was shown of later steps, once the training has gone back to a position."""
         self._look = look
+        self._rewind = rewind
         self._every_s = every_s
         self._budget = budget
         self._clock = clock
@@ -53,6 +60,11 @@ class Watch:
         ended_s = self._clock()
         self._due_s = ended_s + max(self._every_s, self._rest_s(ended_s - begun_s))
         return found
+
+    def rewind(self, position: Position) -> None:
+        """Let what was shown of steps after ``position`` be taken back."""
+        if self._rewind:
+            self._rewind(position)
 
     def _rest_s(self, cost_s: float) -> float:
         """Return how long to wait so that looking stays within the budget; the first look compiles and loads."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from get3d_cluster.core.job import Position
-from get3d_cluster.core.philox import Phase
+from get3d_cluster.core.philox import Phase, key_of
 from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.data.order import epoch_of, sample_at
 from get3d_cluster.dist.network import Network
@@ -81,6 +81,12 @@ class Counters:
     skipped_steps: int = 0
     """Steps so far in which a phase was skipped."""
     skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    """Times that the training diverged and went back so far; decides all that is drawn."""
+    rollback_step: int = 0
+    """Where it went back to the last time."""
+    rollbacks_there: int = 0
+    """Times in a row that it was there."""
 
 
 class Get3dTrainer:
@@ -129,6 +135,8 @@ class Get3dTrainer:
             session.events.write("reduction", **self._network.describe(), phases=phases)
         self._average_config = _without_ramp_up(config.average) if config.init_from else config.average
         self.counters = Counters()
+        self._troubles: list[str] = []
+        """Of the last step."""
         self._strength = Strength(p=config.augment.p)
         self._agreed_step: int | None = None
         """Step after which all workers were last found to have the same state."""
@@ -222,6 +230,7 @@ class Get3dTrainer:
         load_optimizer(self._adam_g, state["adam_generator"])
         load_optimizer(self._adam_d, state["adam_discriminator"])
         self.counters = Counters(**state["counters"])
+        self._troubles = []
         if self.config.augment.target and "augmentation" in state:
             self._strength = Strength(**state["augmentation"])
         self._start_step = self.counters.step
@@ -241,6 +250,61 @@ class Get3dTrainer:
                 f"init_from={self.config.init_from} has other networks than this configuration: {differing[0]}",
                 "give the sections generator and discriminator of that run's config.yaml",
             ) from error
+
+    def rollback_every_steps(self) -> int:
+        guard = self.config.guard
+        return guard.rollback_every_steps if guard.max_rollbacks else 0
+
+    def rollback_step(self) -> int | None:
+        """Return the last multiple before the first of too many skipped steps; None: go on."""
+        counters, every = self.counters, self.rollback_every_steps()
+        if not every or counters.skipped_in_a_row < self.config.guard.max_skipped_steps:
+            return None
+        good_step = counters.step - counters.skipped_in_a_row
+        return good_step - good_step % every
+
+    def why_held(self) -> HeldError | None:
+        """Return why it does not go back to where it has been too often."""
+        step = self.rollback_step()
+        if step is None or self._rollbacks_to(step) < self.config.guard.max_rollbacks:
+            return None
+        return self._diverged(f", as after {self._rollbacks_to(step)} roll-backs to step {step} before")
+
+    def roll_back(self, state: Mapping[str, Any] | None) -> None:
+        """Go back to ``state``, or to the beginning, and on with other latents, cameras, augmentation and data order."""
+        before = self.counters
+        self.load(self._first_state() if state is None else state)
+        step = self.counters.step
+        self.counters.rollbacks = before.rollbacks + 1
+        self.counters.rollbacks_there = 1 + (
+            before.rollbacks_there if before.rollbacks and before.rollback_step == step else 0
+        )
+        self.counters.rollback_step = step
+        self._agreed_step = None
+        self._rows, self._r1_norms = _Rows(self._session, self.config), {}
+        for watch in (*self._watches, *self._mirrors):
+            watch.rewind(self.position())
+
+    def _rollbacks_to(self, step: int) -> int:
+        counters = self.counters
+        return counters.rollbacks_there if counters.rollbacks and counters.rollback_step == step else 0
+
+    def _first_state(self) -> dict[str, Any]:
+        """Return the state before the first step."""
+        optim = self.config.optim
+        generator, discriminator = networks(self.config, self._session.device)
+        adam_g = adam(generator, optim.lr_generator, optim, _generator_lazy(optim))
+        adam_d = adam(discriminator, optim.lr_discriminator, optim, self.config.loss.r1_interval)
+        return {
+            "generator": generator.state_dict(),
+            "discriminator": discriminator.state_dict(),
+            "generator_ema": generator.state_dict(),
+            "adam_generator": optimizer_state(adam_g),
+            "adam_discriminator": optimizer_state(adam_d),
+            "counters": asdict(Counters()),
+            "data": self._data_identity(),
+            "augmentation": asdict(Strength(p=self.config.augment.p)),
+        }
 
     def bits_depend_on(self) -> Mapping[str, Any]:
         """Return the number of workers, if the library adds their gradients."""
@@ -353,7 +417,7 @@ class Get3dTrainer:
     def _reals(self, index: int) -> Reals:
         size = self.config.batch.shard_size
         start = self.counters.position + index * size
-        places = sample_at(self.config.seed, len(self._dataset), start, size)
+        places = sample_at(self._seed, len(self._dataset), start, size)
         with self._session.pulse.counting("data"):
             images, cameras = self._dataset.batch(places)
         if self._labels is None:
@@ -378,14 +442,19 @@ class Get3dTrainer:
             len(shards) * batch.shard_size,
         )
         for_steps = (
-            sample_at(self.config.seed, len(self._dataset), first + ahead * batch.size, count)
-            for ahead in range(2)
+            sample_at(self._seed, len(self._dataset), first + ahead * batch.size, count) for ahead in range(2)
         )
         self._dataset.expect(itertools.chain.from_iterable(for_steps))
 
+    @property
+    def _seed(self) -> int:
+        """Decides what is drawn from now on: numbers with which the training diverged are not drawn again."""
+        seed, rollbacks = self.config.seed, self.counters.rollbacks
+        return key_of("roll-back", str(seed), str(rollbacks)) if rollbacks else seed
+
     def _shard(self, index: int) -> Shard:
         return Shard(
-            seed=self.config.seed,
+            seed=self._seed,
             step=self.counters.step,
             index=index,
             size=self.config.batch.shard_size,
@@ -431,7 +500,7 @@ class Get3dTrainer:
         ema.update(self.average, self.generator, beta)
 
     def _count(self, troubles: list[str]) -> None:
-        """Advance the counters. Raises: HeldError after too many skipped steps in a row."""
+        """Advance the counters. Raises: HeldError after too many skipped steps in a row, if it never goes back."""
         counters, size = self.counters, self.config.batch.size
         counters.step, counters.images, counters.position = (
             counters.step + 1,
@@ -444,12 +513,18 @@ class Get3dTrainer:
             return
         if self._session.rank == 0:
             self._session.events.write("skipped", step=counters.step, what=troubles)
-        if counters.skipped_in_a_row >= self.config.guard.max_skipped_steps:
-            raise HeldError(
-                f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped; not finite in "
-                f"{'; '.join(troubles)}",
-                self._way_out_with_lower_rates(),
-            )
+        self._troubles = troubles
+        is_too_often = counters.skipped_in_a_row >= self.config.guard.max_skipped_steps
+        if is_too_often and not self.rollback_every_steps():
+            raise self._diverged()
+
+    def _diverged(self, after: str = "") -> HeldError:
+        counters = self.counters
+        where = "; ".join(self._troubles) or "what the events `skipped` say"
+        return HeldError(
+            f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped{after}; not finite in {where}",
+            self._way_out_with_lower_rates(),
+        )
 
     def _compare_now_and_then(self) -> None:
         every = self.config.reduction.replica_check_every
@@ -492,6 +567,7 @@ class Get3dTrainer:
         extra = self._watch(self._watches)
         if extra or self._is_row_due(self.counters.step):
             shown: Row = {**extra, "skipped_steps": self.counters.skipped_steps}
+            shown |= {"rollbacks": self.counters.rollbacks} if self.counters.rollbacks else {}
             shown |= {"augment_p": self._strength.p} if self.config.augment.target else {}
             self._rows.write(self.position(), shown | self._norms | self._r1_norms)
         self._watch(self._mirrors)
