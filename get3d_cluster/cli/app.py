@@ -442,8 +442,16 @@ def resume(
             "suspended, ... Not what was suspended or cancelled since.",
         ),
     ] = None,
+    new_code: Annotated[
+        bool,
+        typer.Option("--new-code", help="Run the code as it is here from now on, not the copy in RUN/code."),
+    ] = False,
 ) -> None:
     """Bring unfinished runs back, each at its last saved step.
+
+    A run goes on with its own copy of the code, RUN/code, made when it was
+    submitted. What you mended since is used with --new-code only; from then
+    on the run counts as not bitwise that of before, and says so.
 
     How attempts ended that left no word, on a node that failed for example,
     is asked of the scheduler first and written down. A run still waits for
@@ -456,8 +464,13 @@ def resume(
         raise UsageError("name one run, or give --all or --cause", "python launch.py resume RUN")
     if run:
         found = runs.find_run(runs_dir, run)
-        _tell(found, submission.resume(found), runs_dir)
+        submitted = submission.resume(found, is_new_code=new_code)
+        _tell(found, submitted, runs_dir)
+        if submitted.state == "continued" and found.code_dir.is_dir():
+            say(f"  code    {_code_of(found, is_new=new_code)}")
         return
+    if new_code:
+        raise UsageError("--new-code is for one run at a time", "python launch.py resume RUN --new-code")
     stopping.resume_many(stopping.resumable(runs.all_runs(runs_dir), cause))
 
 
@@ -657,6 +670,14 @@ def _tell(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> No
         say(f"  watch   python launch.py status {run.name} --watch{where}")
         say(f"  logs    python launch.py logs {run.name} -f{where}")
         say(f"  stop    python launch.py suspend {run.name}{where}")
+
+
+def _code_of(run: RunFolder, *, is_new: bool) -> str:
+    commit = run.identity()["commit"][:10]
+    of = f" of commit {commit}" if commit else ""
+    if is_new:
+        return f"as it is here now{of}; that of before is in {run.path / 'old-code'}"
+    return f"its own copy{of}, {run.code_dir}; to run what is here now: suspend it, then resume --new-code"
 
 
 def _became(run: RunFolder, submitted: submission.Submitted, runs_dir: Path) -> str:

@@ -98,7 +98,10 @@ def trouble(run: RunFolder, row: Row, last: Outcome | None) -> list[str]:
     back = f"python launch.py resume {run.path}"
     if row.state == RunState.HELD:
         knows_better = last is not None and last.cause is Cause.DIVERGED and len(said) > 1
-        return [f"{run.name} is held: {row.why}", said[-1] if knows_better else f"mend that, then: {back}"]
+        mend = (
+            f"mend that, then: {back} (a bug mended in the code: with --new-code, for it runs its own copy)"
+        )
+        return [f"{run.name} is held: {row.why}", said[-1] if knows_better else mend]
     if row.state == RunState.FAILED:
         return said[:3] if len(said) > 1 else [*said[:1], f"mend that, then: {back}"]
     if row.state == RunState.LOST:

@@ -1,6 +1,8 @@
 """The code of a run: a copy that runs, with the commit it came from and what differs from it."""
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -44,11 +46,22 @@ def _describe(folder: Path, repository: Path, num_files: int, large: Sequence[st
         (folder / "code.patch").write_bytes(patch)
     facts = {
         "commit": commit,
+        "digest": _digest(folder / "code"),
         "patch": "code.patch" if patch else "",
         "files": num_files,
         "left_out": sorted(large),
     }
     (folder / "code.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _digest(code: Path) -> str:
+    """Return what tells one copy of the code from another: of names and bytes, without compiled kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(code.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            name, data = os.fsencode(path.relative_to(code)), path.read_bytes()
+            digest.update(b"%d %s %d " % (len(name), name, len(data)) + data)
+    return digest.hexdigest()[:12]
 
 
 def _listed(repository: Path, *options: str) -> list[str]:

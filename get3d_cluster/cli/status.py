@@ -69,6 +69,8 @@ class Row:
     not_bitwise_from: int | None
     """Step from which on its bits may be others than those of the uninterrupted run: it went on in another numeric
     environment. None: the same."""
+    rollbacks: int
+    """How often the training diverged and went back to a checkpoint of before."""
     goodput: float | None
     """Share of the time of all attempts that brought the run forward."""
     time_s: Mapping[str, float]
@@ -106,6 +108,7 @@ def row_of(facts: Facts) -> Row:
             f"{given_up:,} given up" if given_up else "",
             "" if state is RunState.DONE else _excluded(without),
             _parted(facts.not_bitwise_from),
+            _rolled_back(facts.progress),
         ),
         epoch=facts.progress.get("epoch", 0),
         step=step,
@@ -126,6 +129,7 @@ def row_of(facts: Facts) -> Row:
         saved_age_s=facts.saved_age_s,
         at_risk_steps=None if kind == "items" else 0 if facts.is_done else max(0, step - facts.saved_step),
         not_bitwise_from=facts.not_bitwise_from,
+        rollbacks=facts.progress.get("rollbacks", 0),
         goodput=facts.goodput.share,
         time_s={name: round(value, 3) for name, value in asdict(facts.goodput).items()},
         hosts=hosts,
@@ -248,6 +252,18 @@ def _excluded(without: Sequence[str]) -> str:
 
 def _parted(step: int | None) -> str:
     return "" if step is None else f"not bitwise from step {step} on"
+
+
+def _rolled_back(progress: Mapping[str, int]) -> str:
+    number, before = progress.get("rollbacks", 0), progress.get("rolled_back_from", 0)
+    if not number:
+        return ""
+    return f"rolled back from step {before} to {progress.get('rolled_back_to', 0)} ({_ordinal(number)} time)"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if 10 < number % 100 < 14 else ending}"
 
 
 def _joined(*parts: str) -> str:

@@ -39,6 +39,8 @@ from get3d_cluster.storage.local import write_atomic
 
 ABANDONED_S = 3600.0
 """After this long a folder that was being written belongs to a submission that was killed."""
+CODE = ("code", "code.json", "code.patch")
+"""What a snapshot of the code consists of."""
 NONE = "none"
 """In place of a name after --after: wait for no run any more."""
 
@@ -172,17 +174,25 @@ def submit(prepared: Prepared) -> Submitted:
     return _submit(prepared, check(prepared))
 
 
-def resume(run: RunFolder) -> Submitted:
-    """Queue an unfinished run again as it is, after the runs it came after. Raises: SchedulerError, UsageError."""
+def resume(run: RunFolder, *, is_new_code: bool = False) -> Submitted:
+    """Queue an unfinished run again as it is, after the runs it came after; ``is_new_code``: with the code from here.
+
+    Raises: SchedulerError, StorageError, UsageError.
+    """
     if run.is_done():
         return Submitted(state="done")
     spec = run.spec()
     scheduler = open_scheduler(spec.scheduler)
     standing = scheduler.standing(run)
     if standing.state in ("pending", "running"):
+        if is_new_code:
+            way_out = f"python launch.py suspend {run.name}; then give the same command"
+            raise UsageError(f"run {run.name} is {standing.state}; its code cannot change now", way_out)
         return Submitted(state=standing.state, job=standing.job, why=standing.why)
     _refuse_unknown(run, standing)
     write_post_mortems(run)
+    if is_new_code:
+        _renew_code(run)
     after = _still_there(run, [RunFolder(Path(path)) for path in spec.after])
     _rewrite(run, dataclasses.replace(spec, after=_paths(after)))
     resources = read_section(Resources, run.config_path, "resources")
@@ -337,6 +347,28 @@ def _create(prepared: Prepared, fill: Callable[[RunFolder], None] = lambda _: No
         raise StorageError(what, "free space there, or choose another folder: --runs DIR") from error
     finally:
         shutil.rmtree(aside.path, ignore_errors=True)
+
+
+def _renew_code(run: RunFolder) -> None:
+    """Give the run a copy of the code as it is here; the one of before stays in old-code, by its last attempt."""
+    aside = run.path / f".new-code-{secrets.token_hex(4)}"
+    old = run.path / "old-code" / f"{max(run.attempts(), default=0):04d}-{secrets.token_hex(2)}"
+    try:
+        aside.mkdir()
+        write_snapshot(aside, without=[run.path.parent])
+        old.mkdir(parents=True)
+        for folder, target in (
+            (run.path, old),
+            (aside, run.path),
+        ):  # killed in between: the repository's code is used
+            for name in CODE:
+                if (folder / name).exists():
+                    (folder / name).rename(target / name)
+    except OSError as error:
+        what = f"cannot write {run.path}: {error.strerror or error}"
+        raise StorageError(what, "free space there, then give the same command") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _publish(aside: Path, path: Path) -> bool:

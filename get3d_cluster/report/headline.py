@@ -62,8 +62,18 @@ def details(facts: RunFacts) -> list[tuple[str, str]]:
         "not bitwise": "; ".join(
             f"from step {row['step']:,} on: {told(row['changed'])}" for row in facts.environments
         ),
+        "rolled back": _rolled_back(facts),
     }
     return [(name, value) for name, value in found.items() if value]
+
+
+def _rolled_back(facts: RunFacts) -> str:
+    """Return how often the training diverged and went back; one that a kill cut short was told twice."""
+    told = [e.fields for e in facts.events if e.name == "rollback" and "held" not in e.fields]
+    rows = {number(row.get("number")): row for row in told if number(row.get("number"))}
+    return "; ".join(
+        f"from step {number(row.get('step')):,.0f} to {number(row.get('to')):,.0f}" for row in rows.values()
+    )
 
 
 def digest(facts: RunFacts) -> str:

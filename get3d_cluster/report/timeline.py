@@ -24,6 +24,7 @@ MARKS = {
     "suspend": "suspend",
     "finish": "finish",
     "crash": "crash",
+    "rollback": "rollback",
 }
 
 

@@ -160,7 +160,7 @@ class Checkpoints:
         return self._first_whole(self._newest_first(unread), unread)
 
     def load_up_to(self, step: int) -> Loaded | None:
-        """Return the newest checkpoint of ``step`` or before in the tier ``run``, as ``load`` does; None if none is there.
+        """Return the newest checkpoint of ``step`` or before in the tier ``run``, as ``load`` does; None: no such one.
 
         Another tier may hold one of steps that were given up since, if it was out of reach then.
         """

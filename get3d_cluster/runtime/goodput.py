@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,18 @@ from get3d_cluster.runtime.watchdog import Heartbeat, read_heartbeat, read_heart
 STOPPED = (Cause.SUSPENDED, Cause.CANCELLED, Cause.REFUSED, Cause.DIVERGED)
 """Causes after which a run waits for a person, not for machines."""
 
-_EVENTS = ("attempt-start", "start", "resume", "notice", "save", "suspend", "crash", "finish", "hung")
+_EVENTS = (
+    "attempt-start",
+    "start",
+    "resume",
+    "notice",
+    "save",
+    "suspend",
+    "crash",
+    "finish",
+    "hung",
+    "rollback",
+)
 _WANTED = re.compile(rb'"event":\s*"(' + "|".join(_EVENTS).encode() + rb')"')
 """A run that has written a million other events is shown as fast as one that has not."""
 MOST_SAVES = 20
@@ -42,7 +53,7 @@ class Goodput:
     waiting_s: float = 0.0
     """Waiting for data in those steps."""
     redone_s: float = 0.0
-    """In steps that were done again, or will be, since no checkpoint holds them."""
+    """In steps that were done again, or will be, since no checkpoint holds them, or the training diverged in them."""
     saving_s: float = 0.0
     """In saves, while nothing was computed."""
     starting_s: float = 0.0
@@ -146,6 +157,8 @@ class _Attempt:
         lead = min((_number(row.get("rank")) for row in self._rows), default=0.0)
         led = [row for row in self._rows if _number(row.get("rank")) == lead]
         self._saves = [row for row in led if row.get("event") == "save"]
+        self._told = [row for row in led if row.get("event") in ("save", "rollback")]
+        self.went_back_to = [_number(row.get("to")) for row in self._told if row["event"] == "rollback"]
         self._seconds = _number(outcome.seconds) if outcome else 0.0
         self.cause = outcome.cause if outcome else None
         self.element = outcome.element if outcome else _first(self._rows, "element")
@@ -182,33 +195,38 @@ class _Attempt:
         """Return the seconds in kept steps, what of them waited for data, and those in steps done again."""
         if self.ready_t is None or self.start_step is None:
             return 0.0, 0.0, 0.0
-        points = self._points(end_t)
+        points, lost_s = self._points(end_t)
         _, step_s, data_s = points[-1]
         if kept_to is not None and kept_to < points[-1][0]:
             kept_s, kept_data_s = _at(points, kept_to)
         else:
             kept_s, kept_data_s = step_s, data_s
-        return kept_s, min(kept_data_s, kept_s), step_s - kept_s
+        return kept_s, min(kept_data_s, kept_s), step_s - kept_s + lost_s
 
-    def _points(self, end_t: float) -> list[tuple[float, float, float]]:
-        """Return steps done, and the seconds that they and their waits for data took so far; in order."""
+    def _points(self, end_t: float) -> tuple[list[tuple[float, float, float]], float]:
+        """Return steps done, and the seconds that they and their waits for data took so far; in order.
+
+        And the seconds in steps before a roll-back, which do not count among them.
+        """
         assert self.start_step is not None
         assert self.ready_t is not None
         start = (self.start_step, 0.0, 0.0)
         if self._is_old:
-            return [
-                start,
-                (max(self._end_step, self.start_step), max(0.0, end_t - self.ready_t - self.save_s()), 0.0),
-            ]
-        told = [(row.get("step"), row.get("step_s"), row.get("data_s")) for row in self._saves]
-        if self._beat:
-            told.append((self._beat.step, self._beat.step_s, self._beat.data_s))
-        points = [start]
-        for values in told:
-            step, step_s, data_s = map(_number, values)
+            steps_s = max(0.0, end_t - self.ready_t - self.save_s())
+            return [start, (max(self._end_step, self.start_step), steps_s, 0.0)], 0.0
+        told: list[Mapping[str, Any]] = [*self._told, *([asdict(self._beat)] if self._beat else [])]
+        points, lost_s, lost_data_s = [start], 0.0, 0.0
+        for row in told:
+            step, step_s, data_s = (_number(row.get(key)) for key in ("step", "step_s", "data_s"))
+            step_s, data_s = step_s - lost_s, data_s - lost_data_s
             if step >= points[-1][0] and step_s >= points[-1][1]:
                 points.append((step, step_s, data_s))
-        return points
+            if row.get("event") == "rollback":
+                to = _number(row.get("to"))
+                kept_s, kept_data_s = _at(points, to)
+                lost_s, lost_data_s = lost_s + step_s - kept_s, lost_data_s + data_s - kept_data_s
+                points = [*(point for point in points if point[0] < to), (to, kept_s, kept_data_s)]
+        return points, lost_s
 
     def _last_step(self) -> float:
         return max((_number(row.get("step")) for row in self._rows), default=0.0)
@@ -244,6 +262,7 @@ def _of_lane(lane: Sequence[_Attempt], created_t: float | None, *, is_items: boo
 def _kept_to(attempt: _Attempt, later: Sequence[_Attempt]) -> float | None:
     """Return the step beyond which the work of ``attempt`` is done again; None if nothing is known to be."""
     resumed = [other.start_step for other in later if other.start_step is not None]
+    resumed += [to for other in later for to in other.went_back_to]
     if resumed:
         return min(resumed)
     return None if attempt.cause is Cause.FINISHED else attempt.saved_step

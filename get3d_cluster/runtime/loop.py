@@ -223,6 +223,7 @@ class _StepLoop:
         self._note_rollbacks(loaded.meta if loaded else {})
         self._session.metrics.rewind(position.step)
         self._on = fingerprint_of_all(self._session.group, self._session.device)
+        self._on["code"] = self._session.group.broadcast(self._session.run.code_digest())
         if isinstance(self._work, DependentWork):
             self._on |= self._work.bits_depend_on()
         if self._session.rank == 0:

@@ -137,6 +137,11 @@ class RunFolder:
         commit = str(read_json(code).get("commit", "")) if code.is_file() else ""
         return {"config_sha256": hashlib.sha256(config).hexdigest(), "commit": commit}
 
+    def code_digest(self) -> str:
+        """Return what tells the run's copy of the code from another one; empty for a run without."""
+        code = self.path / "code.json"
+        return str(read_json(code).get("digest", "")) if code.is_file() else ""
+
     def is_done(self) -> bool:
         return self.done_path.is_file()
 

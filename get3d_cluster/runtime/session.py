@@ -165,7 +165,7 @@ class RecoveringWork(Protocol):
     """
 
     def rollback_every_steps(self) -> int:
-        """Return the steps between checkpoints to go back to, which are made at its multiples; 0: it never goes back."""
+        """Return the steps between checkpoints to go back to, made at its multiples; 0: it never goes back."""
         ...
 
     def rollback_step(self) -> int | None:
@@ -177,7 +177,7 @@ class RecoveringWork(Protocol):
         ...
 
     def roll_back(self, state: Mapping[str, Any] | None) -> None:
-        """Take over what was saved at ``rollback_step`` (None: begin again), but draw other random numbers from now on."""
+        """Take over what was saved at ``rollback_step`` (None: begin again), and draw other numbers from now on."""
         ...
 
 

@@ -206,7 +206,7 @@ class PrecisionConfig:
 class GuardConfig:
     """What happens when losses or gradients are not finite: the phase is skipped on all workers alike.
 
-    After too many such steps in a row the training goes back to a checkpoint of before, and on with other random numbers.
+    After too many such steps in a row the training goes back to a checkpoint of before, and on with other draws.
     """
 
     __changeable__: ClassVar[bool] = True

@@ -271,7 +271,7 @@ class Get3dTrainer:
         return self._diverged(f", as after {self._rollbacks_to(step)} roll-backs to step {step} before")
 
     def roll_back(self, state: Mapping[str, Any] | None) -> None:
-        """Go back to ``state``, or to the beginning, and on with other latents, cameras, augmentation and data order."""
+        """Go back to ``state`` or to the beginning, and on with other latents, cameras, augmentation, data order."""
         before = self.counters
         self.load(self._first_state() if state is None else state)
         step = self.counters.step
@@ -521,10 +521,8 @@ class Get3dTrainer:
     def _diverged(self, after: str = "") -> HeldError:
         counters = self.counters
         where = "; ".join(self._troubles) or "what the events `skipped` say"
-        return HeldError(
-            f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped{after}; not finite in {where}",
-            self._way_out_with_lower_rates(),
-        )
+        what = f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped{after}"
+        return HeldError(f"{what}; not finite in {where}", self._way_out_with_lower_rates())
 
     def _compare_now_and_then(self) -> None:
         every = self.config.reduction.replica_check_every

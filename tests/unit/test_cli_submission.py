@@ -260,6 +260,34 @@ def test_resume_brings_back_those_with_the_cause(runs: Path, capsys: pytest.Capt
     assert FakeScheduler.calls[-1][1] == "f"
 
 
+def test_resume_runs_the_copy_of_the_code_unless_it_is_told_to_take_that_of_here(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(runs)
+    run = end(runs, Cause.CRASHED)
+    source, copied = (
+        folder / "get3d_cluster" / "__init__.py" for folder in (runs.parent / "repository", run.code_dir)
+    )
+    source.write_text("mended = True")
+    before = run.code_digest()
+    assert command(["resume", "a", "--runs", str(runs)]) == 0
+    out = capsys.readouterr().out
+    assert "its own copy" in out
+    assert "--new-code" in out
+    assert (copied.read_text(), run.code_digest()) == ("", before)
+    assert command(["resume", "a", "--new-code", "--runs", str(runs)]) == 2, "it is on its way"
+    FakeScheduler.standings.clear()
+    assert command(["resume", "a", "--new-code", "--runs", str(runs)]) == 0
+    assert "as it is here now" in capsys.readouterr().out
+    assert copied.read_text() == "mended = True"
+    assert run.code_digest() != before
+    (kept,) = (run.path / "old-code").iterdir()
+    assert (kept / "code" / "get3d_cluster" / "__init__.py").read_text() == ""
+    assert json.loads((kept / "code.json").read_text())["digest"] == before
+    assert sorted(run.path.glob(".new-code-*")) == []
+    assert command(["resume", "--all", "--new-code", "--runs", str(runs)]) == 2
+
+
 @pytest.mark.parametrize("cause", ["cancelled", "suspended"])
 def test_what_a_person_stopped_later_does_not_come_back_with_the_preempted(
     runs: Path, capsys: pytest.CaptureFixture[str], cause: str

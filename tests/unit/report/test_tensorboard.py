@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from get3d_cluster.data.camera_counts import camera_counts
 from get3d_cluster.errors import StorageError
-from get3d_cluster.report.tensorboard import FOLDER, MARK, TensorBoard, curves_of
+from get3d_cluster.report.tensorboard import FOLDER, MARK, TensorBoard, curves_of, forget_after
 from get3d_cluster.runtime.run_folder import RunFolder
 from tests import train_setup as setup
 
@@ -163,6 +163,7 @@ def test_a_training_writes_its_last_row(tmp_path: Path) -> None:
     assert np.isfinite([value for _, value in shown(RunFolder(tmp_path / "run"))]).all()
 
 
+<<<<<<< HEAD
 def test_real_images_and_cameras_are_shown_once_over_resumes_and_late_ones_as_well(tmp_path: Path) -> None:
     run = run_at(tmp_path / "run")
     rows(run, 1, 4)
@@ -194,3 +195,21 @@ def pictures(run: RunFolder) -> dict[str, list[int]]:
                 found = [(step, tag) for step, tag in found if step < event.step]
             found += [(event.step, value.tag) for value in event.summary.value if value.HasField("image")]
     return {tag: [step for step, name in found if name == tag] for _, tag in sorted(found)}
+=======
+@pytest.mark.parametrize("is_open", [True, False])
+def test_what_a_roll_back_took_back_is_forgotten(tmp_path: Path, is_open: bool) -> None:
+    run = run_at(tmp_path / "run")
+    board = TensorBoard(run, 1)
+    rows(run, 1, 9)
+    board.catch_up()
+    rows(run, 5, 4)  # the rows are cut after step 4
+    if is_open:
+        board.rewind(4)
+    else:  # by an attempt that has shown nothing yet
+        forget_after(run, 4)
+        board = TensorBoard(run, 2)
+        resumed(run, 2, 8)
+    rows(run, 5, 7, tint=0.5)
+    board.catch_up()
+    assert shown(run) == [(s, s + (0.5 if s > 4 else 0.0)) for s in range(1, 8)]
+>>>>>>> 25dde1b (Roll-backs in status, report and goodput; resume --new-code; documents)

@@ -238,3 +238,23 @@ def test_a_run_with_a_hundred_thousand_other_events_is_read_fast(history: Histor
     begun_s = time.process_time()
     assert goodput_of(history.run) == whole
     assert time.process_time() - begun_s < 0.5
+
+
+def test_steps_before_a_roll_back_were_done_in_vain(history: History) -> None:
+    """Steps 0 to 100 in 100 s, back to 40, and on to 90 in 50 s more; then, in attempt 2, back to 60 at once."""
+    history.event(0, "attempt-start", 1)
+    history.event(0, "start", 1, step=0, since_s=0)
+    history.save(40, 1, 40, 40.0, 0.0)
+    history.event(100, "rollback", 1, step=100, to=40, step_s=100.0, data_s=0.0, number=1)
+    history.save(150, 1, 90, 150.0, 0.0)
+    history.outcome(1, Cause.PREEMPTED, 90, 90, seconds=150)
+    (first,) = goodput_of(history.run).attempts.values()
+    assert (first.productive_s, first.redone_s) == (90.0, 60.0)
+    history.event(150, "attempt-start", 2)
+    history.event(150, "resume", 2, step=90, since_s=0)
+    history.event(160, "rollback", 2, step=100, to=60, step_s=10.0, data_s=0.0, number=2)
+    history.save(200, 2, 100, 50.0, 0.0)
+    history.outcome(2, Cause.PREEMPTED, 100, 100, seconds=50)
+    one, two = goodput_of(history.run).attempts.values()
+    assert (one.productive_s, one.redone_s) == (60.0, 90.0)
+    assert (two.productive_s, two.redone_s) == (40.0, 10.0)

@@ -115,6 +115,20 @@ def test_a_fenced_attempt_leaves_at_the_next_step_and_writes_nothing_more(sessio
     assert [row["event"] for row in events_of(session)] == ["start"]
 
 
+def test_a_resume_with_other_code_says_so_in_the_chain(session: Session) -> None:
+    code = session.run.path / "code.json"
+    code.write_text('{"digest": "abc"}')
+    for told_at in (4, 6):  # the same code again is no change
+        work = Count(session, told_at=told_at)
+        run_steps(work, session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME)
+        session.notices.received.clear()
+    code.write_text('{"digest": "def"}')
+    ended = run_steps(Count(session), session, checkpoints_of(session), CheckpointConfig(), lambda: IN_TIME)
+    assert ended.not_bitwise_from == 6
+    changes = [row["changed"] for row in events_of(session) if row["event"] == "environment"]
+    assert changes == [{"code": ["abc", "def"]}]
+
+
 def test_a_resume_elsewhere_says_what_changed_of_what_decides_bits(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

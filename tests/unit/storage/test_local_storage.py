@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,15 @@ def test_deleted_and_set_aside_groups_are_no_longer_listed(storage):
     assert storage.list() == []
     storage.write("b", {"x": b"new", "manifest.json": b"{}"})
     assert bytes(storage.read("b", "x")) == b"new"
+
+
+def test_what_was_set_aside_stays_and_its_name_says_why(storage):
+    storage.write("b", {"x": b"1", "manifest.json": b"{}"})
+    where = storage.set_aside("b", "rolled-back")
+    storage.clean()
+    assert storage.list() == []
+    assert "rolled-back" in where
+    assert Path(where).exists() or storage._fs.exists(where)
 
 
 def test_a_full_disk_leaves_nothing_half_and_names_the_path(tmp_path):

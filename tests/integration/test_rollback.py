@@ -1,28 +1,41 @@
-"""A training that diverges goes back and on with other draws, and comes to the same end wherever it is killed."""
+"""A training that diverges goes back and on with other draws, and comes to the same end wherever it is killed.
 
+The attempts of most tests are run in this process, and killed by an exception at a chosen call.
+"""
+
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from get3d_cluster.core.job import Cause, CheckpointConfig
-from get3d_cluster.errors import HeldError, StorageError, UsageError
+from get3d_cluster.cli.facts import gather
+from get3d_cluster.cli.status import row_of
+from get3d_cluster.core.job import Cause
+from get3d_cluster.errors import HeldError, StorageError
+from get3d_cluster.report.headline import details
+from get3d_cluster.report.reading import read_run
 from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints
 from get3d_cluster.runtime.events import MetricLog, read_rows
 from get3d_cluster.runtime.loop import End, Ended, run_steps
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.schedulers.base import StopReason
+from get3d_cluster.simulate import new_run
 from get3d_cluster.storage import open_storage
 from get3d_cluster.storage.local import LocalStorage
 from get3d_cluster.train.trainer import Get3dTrainer
 from tests import train_setup as setup
 from tests.jobs_for_tests import diverging
+from tests.workers import logs, run_to_end, start, stop, wait
 
-STEPS, EVERY, SKIPS = 14, 4, 3
+STEPS, EVERY, SKIPS = 12, 4, 3
 """Diverged after step 7: steps 8 to 10 are skipped, the target is step 4 although there is a checkpoint of step 8."""
+BATCH = 4
 SETTINGS = (
-    f"num_images={8 * STEPS}", f"guard.max_skipped_steps={SKIPS}", f"guard.rollback_every_steps={EVERY}",
+    "batch.num_shards=2", f"num_images={BATCH * STEPS}",
+    f"guard.max_skipped_steps={SKIPS}", f"guard.rollback_every_steps={EVERY}",
     "augment.target=0.3", "augment.interval=2", "augment.p=0.4",
 )  # fmt: skip
 NO_HURRY = StopReason(cause=Cause.PREEMPTED, grace_s=None)
@@ -99,27 +112,6 @@ def test_other_numbers_are_drawn_from_there_on(data: Path, tmp_path: Path, whole
     assert all(after[row["step"]] != row["digest"] for row in rows if row["step"] > 4)
 
 
-def test_each_stream_changes(data: Path, tmp_path: Path) -> None:
-    from get3d_cluster.core.philox import Phase
-
-    work = setup.trainer(config_of(data), tmp_path / "run")
-    asked: list[Any] = []
-    work._dataset = type("Asked", (), {
-        "__len__": lambda _: 20, "batch": lambda _, places: asked.append(list(places)) or (None, None),
-    })()  # fmt: skip
-
-    def drawn() -> tuple[Any, ...]:
-        work._reals(0)
-        return work._shard(0).seed, work._augmented(0, Phase.AUGMENT), asked.pop()
-
-    first = drawn()
-    work.counters.rollbacks = 1
-    second = drawn()
-    work.counters.rollbacks = 2
-    assert len({first[0], second[0], drawn()[0]}) == 3
-    assert first[2] != second[2]
-
-
 KILLS = {
     "before the event": (Get3dTrainer, "why_held", 1),
     "before the first is set aside": (LocalStorage, "set_aside", 1),
@@ -131,12 +123,23 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("place", KILLS)
-@pytest.mark.parametrize("every", ["every_steps=0", "every_steps=3"])
+LONG = ("before the event", "before the rows are cut", "in the second step")
+
+
+@pytest.mark.parametrize(
+    ("place", "every"),
+    [
+        *(
+            pytest.param(place, "every_steps=3", marks=[pytest.mark.long] * (place in LONG))
+            for place in KILLS
+        ),
+        ("before the first step", "every_steps=0"),
+    ],
+)
 def test_killed_anywhere_around_it_the_end_is_the_same(
     data: Path, tmp_path: Path, whole: str, monkeypatch: pytest.MonkeyPatch, place: str, every: str
 ) -> None:
-    """Other checkpoints are there each time, since they are made by time; where it goes back does not depend on them."""
+    """Where it goes back does not depend on which other checkpoints are there, of which clocks decide."""
     kind, name, call = KILLS[place]
     real, calls = getattr(kind, name), []
 
@@ -147,8 +150,6 @@ def test_killed_anywhere_around_it_the_end_is_the_same(
         return real(*args, **named)
 
     config = config_of(data, f"checkpoint.{every}", "checkpoint.keep_last=5")
-    if (place, every) == ("between two that are set aside", "every_steps=0"):
-        pytest.skip("there is one")
     with monkeypatch.context() as patch:
         patch.setattr(kind, name, dying)
         with pytest.raises(KilledError):
@@ -264,22 +265,6 @@ def test_one_that_never_recovers_is_held_where_it_was_good(data: Path, tmp_path:
     assert (ended.end, ended.start_step) == (End.FINISHED, 4)
 
 
-def test_a_new_checkpoint_to_go_back_to_is_progress(data: Path, tmp_path: Path) -> None:
-    """Diverged twice at step 10, and then, with a checkpoint of step 8 behind it, as often again."""
-    work = setup.trainer(config_of(data, "guard.max_rollbacks=2"), tmp_path / "run")
-    for step, skipped, target, there in ((10, 3, 4, 1), (10, 3, 4, 2), (13, 3, 8, 1), (13, 3, 8, 2)):
-        work.counters.step, work.counters.skipped_in_a_row = step, skipped
-        assert work.rollback_step() == target
-        assert work.why_held() is None
-        state = dict(work.state())
-        work.roll_back(state | {"counters": state["counters"] | {"step": target, "skipped_in_a_row": 0}})
-        assert work.counters.rollbacks_there == there
-        assert work.rollback_step() is None
-    work.counters.step, work.counters.skipped_in_a_row = 13, 3
-    assert work.why_held() is not None
-    assert work.counters.rollbacks == 4
-
-
 def test_without_roll_backs_it_is_held_at_once(data: Path, tmp_path: Path) -> None:
     with pytest.raises(HeldError, match="step 10: 3 steps in a row were skipped; not finite"):
         go(tmp_path / "run", config_of(data, "guard.max_rollbacks=0"))
@@ -288,14 +273,12 @@ def test_without_roll_backs_it_is_held_at_once(data: Path, tmp_path: Path) -> No
 
 
 def test_the_newest_two_targets_are_kept(data: Path, tmp_path: Path) -> None:
-    go(tmp_path / "run", config_of(data, "bad_draws=0", "checkpoint.every_steps=1"))
+    go(
+        tmp_path / "run",
+        config_of(data, "bad_draws=0", "checkpoint.every_steps=1", f"num_images={10 * BATCH}"),
+    )
     steps = [info.step for info in list_checkpoints(RunFolder(tmp_path / "run"))]
-    assert steps == [8, 12, 13, 14]
-
-
-def test_targets_further_apart_than_a_divergence_takes(data: Path) -> None:
-    with pytest.raises(UsageError, match="rollback_every_steps=4 must be at least max_skipped_steps=5"):
-        config_of(data, "guard.max_skipped_steps=5")
+    assert steps == [4, 8, 9, 10]
 
 
 def test_what_was_shown_of_the_steps_after_it_is_taken_back(data: Path, tmp_path: Path) -> None:
@@ -321,7 +304,51 @@ def test_what_was_shown_of_the_steps_after_it_is_taken_back(data: Path, tmp_path
         work.roll_back = noting
 
     go(folder, config_of(data, *settings), prepare)
-    assert seen["sheets"][-1] == f"{4 * 8:09d}.png"
+    assert seen["sheets"][-1] == f"{4 * BATCH:09d}.png"
     assert seen["curve"] == [1, 2, 3, 4]
     assert [step for step, _ in shown(RunFolder(folder))] == list(range(1, STEPS + 1))
     assert len(list((folder / "samples").glob(".rolled-back-*.png"))) == 6
+
+
+def of_workers(folder: Path, config: diverging.Config) -> RunFolder:
+    return new_run(folder, "tests.jobs_for_tests.diverging", config)
+
+
+@pytest.mark.timeout(600)
+def test_on_two_workers_killed_as_it_goes_back_the_end_is_that_of_one(
+    data: Path, tmp_path: Path, whole: str
+) -> None:
+    run = of_workers(tmp_path / "run", config_of(data, "checkpoint.every_steps=3"))
+    workers = start(run, 2)
+    wait_for_event(run, "rollback")
+    stop(workers, signal.SIGKILL)
+    wait(workers)
+    assert run_to_end(run, 2) == whole
+    assert set(rollbacks(run.path)) == {(10, 4, 1)}
+    assert steps_of(run.path) == list(range(1, STEPS + 1))
+    rows = [read_rows(run.path / f"digests.rank{rank}.jsonl") for rank in (0, 1)]
+    found: dict[tuple[int, int], str] = {}
+    for row in [*rows[0], *rows[1]]:
+        assert found.setdefault((row["step"], row["rollbacks"]), row["digest"]) == row["digest"]
+
+
+@pytest.mark.timeout(600)
+def test_two_workers_that_never_recover_are_held_and_the_run_says_why(data: Path, tmp_path: Path) -> None:
+    run = of_workers(tmp_path / "run", config_of(data, "bad_draws=9", "guard.max_rollbacks=1"))
+    assert wait(start(run, 2)) == [93, 93], logs(run)
+    outcome = run.outcome(1)
+    assert outcome is not None
+    assert (outcome.cause, outcome.saved_step) == (Cause.DIVERGED, 4)
+    assert "after 1 roll-backs to step 4 before" in outcome.message
+    row = row_of(gather(run))
+    assert (row.state, row.rollbacks) == ("HELD", 1)
+    assert "rolled back from step 10 to 4 (1st time)" in row.why
+    facts = read_run(run.path)
+    assert dict(details(facts))["rolled back"] == "from step 10 to 4"
+
+
+def wait_for_event(run: RunFolder, event: str, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not any(row["event"] == event for row in read_rows(run.events_path)):
+        assert time.monotonic() < end, logs(run)
+        time.sleep(0.005)
