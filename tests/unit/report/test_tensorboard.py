@@ -163,7 +163,6 @@ def test_a_training_writes_its_last_row(tmp_path: Path) -> None:
     assert np.isfinite([value for _, value in shown(RunFolder(tmp_path / "run"))]).all()
 
 
-<<<<<<< HEAD
 def test_real_images_and_cameras_are_shown_once_over_resumes_and_late_ones_as_well(tmp_path: Path) -> None:
     run = run_at(tmp_path / "run")
     rows(run, 1, 4)
@@ -195,7 +194,8 @@ def pictures(run: RunFolder) -> dict[str, list[int]]:
                 found = [(step, tag) for step, tag in found if step < event.step]
             found += [(event.step, value.tag) for value in event.summary.value if value.HasField("image")]
     return {tag: [step for step, name in found if name == tag] for _, tag in sorted(found)}
-=======
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 def test_what_a_roll_back_took_back_is_forgotten(tmp_path: Path, is_open: bool) -> None:
     run = run_at(tmp_path / "run")
@@ -212,4 +212,3 @@ def test_what_a_roll_back_took_back_is_forgotten(tmp_path: Path, is_open: bool) 
     rows(run, 5, 7, tint=0.5)
     board.catch_up()
     assert shown(run) == [(s, s + (0.5 if s > 4 else 0.0)) for s in range(1, 8)]
->>>>>>> 25dde1b (Roll-backs in status, report and goodput; resume --new-code; documents)
