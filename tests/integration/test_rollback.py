@@ -28,6 +28,7 @@ from get3d_cluster.storage.local import LocalStorage
 from get3d_cluster.train.trainer import Get3dTrainer
 from tests import train_setup as setup
 from tests.jobs_for_tests import diverging
+from tests.sessions import session_of
 from tests.workers import logs, run_to_end, start, stop, wait
 
 STEPS, EVERY, SKIPS = 12, 4, 3
@@ -59,7 +60,7 @@ def config_of(data: Path, *overrides: str) -> diverging.Config:
 
 def go(folder: Path, config: diverging.Config, prepare: Callable[[Any], None] = lambda _: None) -> Ended:
     """Run one attempt."""
-    session = setup.session(folder)
+    session = session_of(folder)
     work: Any = diverging.make(config, session)
     prepare(work)
     checkpoints = Checkpoints(open_storage(session.run.checkpoints_dir), config.checkpoint, lambda: None)
