@@ -186,6 +186,21 @@ def test_coming_back_before_the_first_save_takes_the_same_weights(run: RunFolder
         setup.trainer(config, tmp_path / "tuned").step()
 
 
+def test_a_training_that_goes_back_to_the_beginning_begins_with_those_weights_again(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    data = configuration.read_run_config(type(setup.tiny_config(Path("x"))), run.config_path).data.path
+    source = trained(tmp_path / "source", *PLAIN)
+    overrides = ("generator.grid.close_boundary=true", *PLAIN, f"init_from={source.path}")
+    work = setup.trainer(setup.tiny_config(Path(data), *overrides), tmp_path / "tuned")
+    for _ in range(2):
+        work.step()
+    work.roll_back(None)
+    work._begin()
+    began = {part: work.state()[part] for part in NETWORKS}
+    assert state_digest(began) == state_digest({part: state_of(source, 2)[part] for part in NETWORKS})
+
+
 def test_weights_of_other_networks_and_no_run_at_all_are_refused(run: RunFolder, tmp_path: Path) -> None:
     data = configuration.read_run_config(type(setup.tiny_config(Path("x"))), run.config_path).data.path
     other = setup.tiny_config(Path(data), "generator.fields.hidden_channels=9", f"init_from={run.path}")
