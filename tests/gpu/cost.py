@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from get3d_cluster.get3d.config import GridConfig
 from get3d_cluster.train.config import BatchConfig, TrainerConfig
 from tests.gpu.setting import Check, Facts, Setting, full_size, peak_gib, reset_peak, trainer
 from tests.gpu.speed import _parts, _rate, _time
@@ -37,12 +36,12 @@ class Point:
 
 
 def value_of(config: TrainerConfig, axis: str) -> int:
-    """Return where a configuration lies on an axis: images of a micro-shard, pixels, cells or their `tet_res`."""
+    """Return where a configuration lies on an axis: images of a micro-shard, pixels, `tet_res` or cells."""
     grid = config.generator.grid
     return {
         "batch": config.batch.shard_size,
         "image": config.generator.render.image_size_px,
-        "grid": grid.cells or grid.tet_res,
+        "grid": grid.tet_res or grid.cells,
     }[axis]
 
 
@@ -57,7 +56,8 @@ def changed(config: TrainerConfig, axis: str, value: int) -> TrainerConfig:
         channels = (channels + channels[-1:] * 8)[: value.bit_length() - 2] if channels else ()
         judge = replace(config.discriminator, image_size_px=value, channels=channels)
         return replace(config, generator=replace(generator, render=render), discriminator=judge)
-    grid = GridConfig(cells=value) if generator.grid.cells else GridConfig(tet_res=value)
+    key = "tet_res" if generator.grid.tet_res else "cells"
+    grid = replace(generator.grid, **{key: value})
     return replace(config, generator=replace(generator, grid=grid))
 
 
