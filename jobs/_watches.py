@@ -45,7 +45,7 @@ def watches(
         if min(len(held_out), watch.measure_images) < 2:
             session.events.write("measure-off", why=f"{len(held_out)} images of other models give no floor")
         else:
-            ruler = Ruler(config, dataset, reference, held_out)
+            ruler = Ruler(config, session, dataset, reference, held_out)
             found.append(Watch(ruler.look, watch.measure_every_s, watch.budget))
     return found
 
@@ -123,11 +123,13 @@ class Ruler:
     def __init__(
         self,
         config: TrainerConfig,
+        session: Session,
         dataset: ImageDataset,
         reference: Sequence[int],
         held_out: Sequence[int],
     ) -> None:
         self._config = config
+        self._pulse = session.pulse
         self._dataset = dataset
         self._split = (reference, held_out)
         self._labels = labels_of(dataset.samples, config.generator.classes)
@@ -135,6 +137,10 @@ class Ruler:
 
     def look(self, average: Generator, _position: Position) -> Mapping[str, float]:
         """Return both distances, each beside what real images of other models get."""
+        with self._pulse.measuring():
+            return self._measured(average)
+
+    def _measured(self, average: Generator) -> Mapping[str, float]:
         config = self._config
         reference, held_out = self._load()
         generated = random_images(

@@ -36,7 +36,7 @@ from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.storage.local import create
 
 _T = TypeVar("_T")
-Phase = Literal["starting", "step", "saving", "leaving"]
+Phase = Literal["starting", "step", "measuring", "saving", "leaving"]
 Part = Literal["step", "save", "data"]
 
 TICK_S = 1.0
@@ -48,7 +48,7 @@ PEERS_S = 15.0
 """What it waits of that for the stacks of the others."""
 PY_SPY_S = 20.0
 SLOW_S = 600.0
-"""Imports, compiling, loading and saving take their time however short a step is: they get as long at least."""
+"""Imports, compiling, loading, measuring and saving take their time however short a step is: at least so long."""
 VERDICT = "hung.json"
 MOST_NAMES = 4
 _PR_SET_PTRACER = 0x59616D61
@@ -67,6 +67,7 @@ class Pulse:
         """Exchanges with the other workers that this one began."""
         self.is_waiting = False
         """Whether it is inside the last of them."""
+        self.measurements = 0
         self.seconds: dict[Part, float] = {"step": 0.0, "save": 0.0, "data": 0.0}
         """Time in whole steps, in saves, and waiting for data within steps."""
         self.changed = threading.Event()
@@ -85,6 +86,15 @@ class Pulse:
         begun_s = time.monotonic()
         yield
         self.seconds[part] += time.monotonic() - begun_s
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Say that the block is no part of a step: it looks at the training, which waits for it."""
+        before = self.phase
+        self.beat("measuring", self.step)
+        yield
+        self.measurements += 1
+        self.beat(before, self.step)
 
     @contextlib.contextmanager
     def exchanging(self) -> Iterator[None]:
@@ -146,6 +156,8 @@ class Heartbeat:
     """Seconds of this attempt in whole steps, with what they waited for data."""
     save_s: float
     data_s: float
+    measurements: int = 0
+    """Of this attempt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,6 +324,7 @@ class Watchdog:
             step_s=round(pulse.seconds["step"], 3),
             save_s=round(pulse.seconds["save"], 3),
             data_s=round(pulse.seconds["data"], 3),
+            measurements=pulse.measurements,
         )
         write_json(heartbeat_path(self._folder, self._rank), asdict(heartbeat))
 
@@ -386,6 +399,7 @@ def _place(heartbeat: Heartbeat) -> str:
     places = {
         "starting": "the start",
         "step": f"step {heartbeat.step + 1}",
+        "measuring": f"the measurement after step {heartbeat.step}",
         "saving": f"the save of step {heartbeat.step}",
     }
     return places.get(heartbeat.phase, "the exit")

@@ -21,12 +21,13 @@ from get3d_cluster.core.job import JobSpec
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
+from get3d_cluster.runtime.watchdog import read_heartbeat
 from get3d_cluster.schedulers.local_machine import visible_gpus
 from get3d_cluster.simulate.lookout import Lookout
 from get3d_cluster.simulate.verdict import Plan, Stop, Verdict, changed_environments, sentence
 from get3d_cluster.simulate.workers import Workers, kill, none_left, start_workers, wait
 
-Aim = Literal["start", "first step", "step", "preview", "save", "publish", "leave"]
+Aim = Literal["start", "first step", "step", "preview", "measure", "save", "publish", "leave"]
 
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 COME_BACK = (ExitCode.SUSPENDED, ExitCode.SUSPENDED_PERIODIC)
@@ -35,6 +36,7 @@ AIMS: dict[Aim, int] = {
     "first step": 2,
     "step": 4,
     "preview": 1,
+    "measure": 1,
     "save": 3,
     "publish": 3,
     "leave": 1,
@@ -73,6 +75,7 @@ def simulate(job: str, config: Any, folder: Path, plan: Plan, tell: Callable[[st
     Raises: UsageError for a plan that cannot be carried out; Get3dError if a run fails for another reason.
     """
     _check(job, config, plan)
+    config = _kept_below(folder, config, tell)
     begun_s = time.monotonic()
     cpus = config.resources.cpus_per_worker
     straight = new_run(folder / "straight", job, config)
@@ -91,6 +94,18 @@ def simulate(job: str, config: Any, folder: Path, plan: Plan, tell: Callable[[st
         asked_stops=plan.stops,
         environments=tuple(changed_environments(read_rows(broken.events_path))),
     )
+
+
+def _kept_below(folder: Path, config: Any, tell: Callable[[str], None]) -> Any:
+    """Return the configuration with all of its checkpoints below ``folder``, so that nobody's bucket is touched."""
+    checkpoint, far, near = config.checkpoint, folder.absolute() / "far", folder.absolute() / "near"
+    for place in (far, near):
+        shutil.rmtree(place, ignore_errors=True)
+    moved = {"url": far.as_uri() if checkpoint.url else "", "local": str(near) if checkpoint.local else ""}
+    for key, moved_to in moved.items():
+        if moved_to:
+            tell(f"checkpoint.{key}={moved_to} in this rehearsal, not {getattr(checkpoint, key)}")
+    return dataclasses.replace(config, checkpoint=dataclasses.replace(checkpoint, **moved))
 
 
 def _check(job: str, config: Any, plan: Plan) -> None:
@@ -138,6 +153,8 @@ class _Pace:
     """Whether checkpoints come without a notice."""
     shows: bool
     """Whether previews are drawn."""
+    measures: bool
+    """Whether it is measured how good it is."""
 
 
 def _once_through(run: RunFolder, world_size: int, cpus: int, tell: Callable[[str], None]) -> _Pace:
@@ -156,6 +173,7 @@ def _once_through(run: RunFolder, world_size: int, cpus: int, tell: Callable[[st
     lookout.look()
     _complete(run, codes)
     saves = [row for row in read_rows(run.events_path) if row["event"] == "save"]
+    beat = read_heartbeat(run.attempt_dir(run.attempts()[-1]), 0)
     num_steps, seconds = lookout.step(), time.monotonic() - begun_s
     start_s = lookout.first_step_s or seconds
     return _Pace(
@@ -165,6 +183,7 @@ def _once_through(run: RunFolder, world_size: int, cpus: int, tell: Callable[[st
         num_steps=num_steps,
         saves_by_itself=any(row.get("why") == "periodic" for row in saves),
         shows=run.samples_dir.is_dir(),
+        measures=bool(beat and beat.measurements),
     )
 
 
@@ -241,6 +260,7 @@ class _Rehearsal:
             workers[blow.rank].send_signal(blow.notice)
         signs = {
             "preview": lookout.is_showing,
+            "measure": lookout.is_measuring,
             "save": lookout.is_saving,
             "publish": lookout.is_publishing,
             "leave": lookout.has_outcome,
@@ -348,7 +368,8 @@ def _blows(plan: Plan, pace: _Pace) -> list[_Blow]:
     """Return the stops of a plan: a function of its seed, and of what the uninterrupted run showed."""
     choose = random.Random(plan.seed)  # noqa: S311  a rehearsal, reproducible by its seed
     fractions = sorted(choose.uniform(plan.first, plan.last) for _ in range(plan.stops))
-    aims = {aim: weight for aim, weight in AIMS.items() if aim != "preview" or pace.shows}
+    never = {"preview": not pace.shows, "measure": not pace.measures}
+    aims = {aim: weight for aim, weight in AIMS.items() if not never.get(aim)}
     kills = _spread(plan.stops, plan.kill_ratio, choose)
     return [
         _Blow(

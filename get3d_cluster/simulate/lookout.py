@@ -77,6 +77,10 @@ class Lookout:
         """Say whether a sheet is being written, or one came that was not there before."""
         return bool(_names(self._run.samples_dir) - self._samples_before)
 
+    def is_measuring(self) -> bool:
+        """Say whether rank 0 measures what it trained."""
+        return self._at_work() == "measuring"
+
     def has_outcome(self) -> bool:
         """Say whether the attempt wrote down how it ended."""
         return (self._run.attempt_dir(self._attempt) / "outcome.json").exists()
@@ -93,10 +97,9 @@ class Lookout:
             return "leaving"
         if self.resumed_step is None:
             return "loading" if self._is_loading else "imports"
-        heartbeat = read_heartbeat(self._run.attempt_dir(self._attempt), 0)
-        at_work = heartbeat.phase if heartbeat else ""
-        if at_work == "leaving":
-            return "leaving"
+        at_work = self._at_work()
+        if at_work in ("leaving", "measuring"):
+            return at_work
         folder = self._run.checkpoints_dir
         aside = [name for name in _names(folder) - self._checkpoints_before if name.startswith(".")]
         if aside or at_work == "saving":
@@ -105,6 +108,10 @@ class Lookout:
         if any(name.startswith(ASIDE) for name in _names(self._run.samples_dir) - self._samples_before):
             return "preview"
         return "step" if self.first_step_s is not None else "first step"
+
+    def _at_work(self) -> str:
+        heartbeat = read_heartbeat(self._run.attempt_dir(self._attempt), 0)
+        return heartbeat.phase if heartbeat else ""
 
     def _progress(self) -> dict[str, Any]:
         with contextlib.suppress(Get3dError):

@@ -11,6 +11,7 @@ PHASES = (
     "first step",
     "step",
     "preview",
+    "measuring",
     "saving",
     "publishing",
     "leaving",

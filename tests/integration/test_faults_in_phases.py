@@ -60,7 +60,13 @@ def go(folder: Path, config: Any, phase: str = "") -> Any:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     data = setup.dataset(tmp_path_factory.mktemp("data") / "packed")
-    return setup.tiny_config(data, "num_images=32", "watch.preview_every_s=0.001", "watch.preview_shapes=1")
+    shown = (
+        "watch.preview_every_s=0.001",
+        "watch.preview_shapes=1",
+        "watch.measure_every_s=0.001",
+        "watch.measure_images=4",
+    )
+    return setup.tiny_config(data, "num_images=32", *shown)
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from get3d_cluster import config as configuration
 from get3d_cluster.config import find_job, load
 from get3d_cluster.core.job import Resources
 from get3d_cluster.errors import Get3dError, UsageError
 from get3d_cluster.runtime.env import ProcessId, queue_folder
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.run_folder import RunFolder
+from get3d_cluster.runtime.watchdog import Pulse, Watchdog, read_heartbeat
 from get3d_cluster.simulate import Plan, Stop, simulate
 from get3d_cluster.simulate.lookout import Lookout
 from get3d_cluster.simulate.verdict import PHASES, Verdict, changed_environments, phase_rows, stop_rows
 from get3d_cluster.simulate.workers import kill, start_workers
 from tests.launching import wait_until
-from tests.train_setup import CONFIGS, dataset
+from tests.simulations import assert_only_unsaved_steps_are_lost
+from tests.train_setup import CONFIGS, dataset, tiny_config
 from tests.workers import make_run
 
 PAUSE = "step_s=0.05"
 PLAIN = "tests.plain.job"
+SETTINGS = (
+    "num_images=192", "checkpoint.every_steps=4", "checkpoint.background_mb=0",
+    "augment.target=0.3", "augment.interval=2", "augment.adjust_images=2000", "augment.p=0.4",
+    "watch.measure_every_s=0.5", "watch.measure_images=4", "watch.budget=1e6",
+)  # fmt: skip
 
 
 @pytest.mark.timeout(900)
@@ -31,8 +39,7 @@ def test_a_training_stopped_and_killed_on_other_numbers_of_workers_ends_with_the
     tmp_path: Path, queue: Path
 ) -> None:
     """GET3D itself, through real workers and signals, over several R1 periods; a short form of the long test."""
-    settings = [f"data.path={dataset(tmp_path / 'data')}", "num_images=192", "checkpoint.every_steps=4"]
-    config = configuration.load(find_job("train").Config, CONFIGS / "tiny_test.yaml", settings)
+    config = tiny_config(dataset(tmp_path / "data"), *SETTINGS)
     said: list[str] = []
     plan = Plan(stops=6, worlds=(2, 1, 3), kill_ratio=0.5, seed=4)
     verdict = simulate("train", config, tmp_path / "runs", plan, said.append)
@@ -40,11 +47,35 @@ def test_a_training_stopped_and_killed_on_other_numbers_of_workers_ends_with_the
     assert verdict.lost_after_notices == 0, said
     assert [stop.world_size for stop in verdict.stops] == [2, 1, 3, 2, 1, 3], said
     assert sum(stop.is_kill and "kill -9" in stop.how for stop in verdict.stops) == 3
-    assert all(stop.steps_lost <= 4 + 1 for stop in verdict.stops)
+    assert_only_unsaved_steps_are_lost(verdict.stops, tmp_path / "runs" / "stopped")
     assert {stop.phase for stop in verdict.stops} <= set(PHASES)
     assert len({stop.phase for stop in verdict.stops}) > 1
     assert not list(queue_folder().glob("inbox/*"))
     assert verdict.environments == ()
+    rows = read_rows(tmp_path / "runs" / "stopped" / "metrics.jsonl")
+    assert len({row["augment_p"] for row in rows}) > 2, "the strength of the augmentation moves"
+    assert any("silhouette_iou" in row for row in rows)
+    beat = read_heartbeat(RunFolder(tmp_path / "runs" / "straight").attempt_dir(1), 0)
+    assert beat is not None
+    assert beat.measurements > 0
+    shares = (tmp_path / "runs" / "stopped" / "checkpoints").glob("step-*/*+0001*")
+    assert list(shares), "checkpoints are written by a process of each rank beside the training"
+
+
+@pytest.mark.timeout(300)
+def test_checkpoints_that_a_configuration_keeps_elsewhere_stay_in_the_folder_of_the_rehearsal(
+    tmp_path: Path,
+) -> None:
+    places = [f"checkpoint.url={(tmp_path / 'bucket').as_uri()}", f"checkpoint.local={tmp_path / 'disk'}"]
+    settings = ["num_steps=6", "checkpoint.every_steps=2", "checkpoint.local_every_steps=1", *places]
+    said: list[str] = []
+    simulate(
+        PLAIN, load(find_job(PLAIN).Config, None, settings), tmp_path / "runs", Plan(stops=0), said.append
+    )
+    assert not (tmp_path / "bucket").exists()
+    assert not (tmp_path / "disk").exists()
+    assert list((tmp_path / "runs" / "far").rglob("manifest.json"))
+    assert sum(line.startswith("checkpoint.") for line in said) == 2
 
 
 @pytest.mark.timeout(600)
@@ -168,6 +199,13 @@ def test_phases_are_told_apart_by_what_lies_in_the_run(tmp_path: Path) -> None:
     run.metrics_path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert lookout.phase() == "step"
     assert lookout.resumed_step == 1
+    pulse = Pulse()
+    watchdog = Watchdog(pulse, run, 1, 0, 1, hang_s=0, together=False)
+    with pulse.measuring():
+        watchdog._show()
+        assert (lookout.phase(), lookout.is_measuring()) == ("measuring", True)
+    watchdog._show()
+    assert lookout.phase() == "step"
     aside = run.checkpoints_dir / ".writing-step-000000002-ab"
     aside.mkdir()
     assert lookout.phase() == "saving"
