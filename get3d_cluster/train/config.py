@@ -6,7 +6,7 @@ Karras et al. 2020 (StyleGAN2).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from get3d_cluster.data.config import ReadConfig
@@ -315,6 +315,12 @@ class TrainerConfig:
         if self.loss.gamma_scale == "none":
             return 1.0
         return (self.discriminator.image_size_px / 1024) ** 2 * 32 / self.batch.size
+
+    @property
+    def loss_with_scaled_gammas(self) -> LossConfig:
+        """The losses as they are computed: both weights of R1 times the factor."""
+        loss, factor = self.loss, self.gamma_factor
+        return replace(loss, gamma_rgb=loss.gamma_rgb * factor, gamma_mask=loss.gamma_mask * factor)
 
     @property
     def num_steps(self) -> int:

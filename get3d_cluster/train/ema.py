@@ -1,5 +1,7 @@
 """The running average of the generator's weights. Source: Karras et al. 2018; the ramp-up is StyleGAN2's."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,11 @@ def decay(config: AverageConfig, images_seen: int, batch_size: int) -> float:
     if config.ramp_up:
         half_life = min(half_life, config.ramp_up * images_seen)
     return float(0.5 ** (batch_size / half_life)) if half_life > 0 else 0.0
+
+
+def without_ramp_up(config: AverageConfig) -> AverageConfig:
+    """The ramp-up forgets random weights soon; weights that were trained before are worth keeping."""
+    return replace(config, ramp_up=0.0)
 
 
 @torch.no_grad()

@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from get3d_cluster.get3d.discriminator import Discriminator
+
 Part = Sequence[tuple[str, nn.Parameter]]
 """Parameters that are measured together, by name."""
 Row = dict[str, float | str]
+"""Of metrics.jsonl, or a part of one."""
 
 
 def measured(step: Callable[[], None], parts: Mapping[str, Part]) -> Row:
@@ -51,3 +54,13 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
         return []
     found: list[float] = torch.stack([torch.linalg.vector_norm(each) for each in tensors]).tolist()
     return found
+
+
+def parts_of(generator: nn.Module, discriminator: Discriminator) -> dict[str, dict[str, Part]]:
+    """Return what is measured in each phase, named as its losses are."""
+    heads = {name: list(getattr(discriminator, name).named_parameters()) for name in ("rgb", "mask")}
+    return {
+        "generator": {"g": list(generator.named_parameters())},
+        "discriminator": {f"d_{name}": part for name, part in heads.items()},
+        "r1": {f"r1_{name}": part for name, part in heads.items()},
+    }

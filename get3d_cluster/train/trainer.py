@@ -11,35 +11,35 @@ import copy
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from get3d_cluster.core.job import Position
-from get3d_cluster.core.philox import Phase, key_of
+from get3d_cluster.core.philox import Phase
 from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.data.order import epoch_of, sample_at
 from get3d_cluster.dist.network import Network
-from get3d_cluster.dist.replicas import check_replicas
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
-from get3d_cluster.errors import Get3dError, HeldError, UsageError
-from get3d_cluster.get3d.discriminator import Discriminator
-from get3d_cluster.get3d.generator import Generator
+from get3d_cluster.errors import Get3dError, HeldError
 from get3d_cluster.runtime.checkpoint import load_optimizer, optimizer_state
-from get3d_cluster.runtime.checkpoint_tree import flatten, shape_differences
-from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.runtime.checkpoint_tree import shape_differences
 from get3d_cluster.runtime.session import Ballot, Session
-from get3d_cluster.train import ema, numerics
+from get3d_cluster.train import ema, messages, numerics
 from get3d_cluster.train.adam import Adam
 from get3d_cluster.train.augment import Augmentation, Strength, augmentation
 from get3d_cluster.train.classes import labels_of
-from get3d_cluster.train.config import AverageConfig, LossConfig, OptimConfig, TrainerConfig
+from get3d_cluster.train.config import TrainerConfig
+from get3d_cluster.train.counters import Counters
+from get3d_cluster.train.finite import is_finite, what_is_not_finite
 from get3d_cluster.train.first_weights import first_weights
 from get3d_cluster.train.fit import check_fit
-from get3d_cluster.train.norms import Part, Row, gradient_norms, measured
+from get3d_cluster.train.identity import check_data, data_identity
+from get3d_cluster.train.networks import networks, optimizers, set_rates
+from get3d_cluster.train.norms import Row, gradient_norms, measured, parts_of
 from get3d_cluster.train.phases import (
     DISCRIMINATOR_NUMBERS,
     DISCRIMINATOR_STREAMS,
@@ -60,33 +60,12 @@ from get3d_cluster.train.phases import (
     r1_shard,
 )
 from get3d_cluster.train.previews import Watch
+from get3d_cluster.train.replicas import Replicas
+from get3d_cluster.train.rows import Numbers, Rows
 
-Numbers = dict[str, float]
 GENERATOR_PARTS = ("generator", "adam_generator")
 DISCRIMINATOR_PARTS = ("discriminator", "adam_discriminator")
 AVERAGE_PART = "generator_ema"
-ORDER_VERSION = 1
-"""Of the order that ``data.order`` gives; a run cannot go on under another one."""
-
-
-@dataclass(kw_only=True)
-class Counters:
-    """What changes from step to step beside the tensors."""
-
-    step: int = 0
-    images: int = 0
-    """Real images shown; decides the ramp-up of the running average, and the end."""
-    position: int = 0
-    """Of the sampler: samples of the data order that were taken."""
-    skipped_steps: int = 0
-    """Steps so far in which a phase was skipped."""
-    skipped_in_a_row: int = 0
-    rollbacks: int = 0
-    """Times that the training diverged and went back so far; decides all that is drawn."""
-    rollback_step: int = 0
-    """Where it went back to the last time."""
-    rollbacks_there: int = 0
-    """Times in a row that it was there."""
 
 
 class Get3dTrainer:
@@ -103,7 +82,7 @@ class Get3dTrainer:
         """``mirrors`` look once the row of a step is written; both are rank 0's."""
         numerics.fix(session.device, tf32=config.precision.tf32)
         self.config = config
-        self._loss = _scaled(config)
+        self._loss = config.loss_with_scaled_gammas
         self._session = session
         self._dataset = dataset
         self._watches = watches if session.rank == 0 else ()
@@ -114,12 +93,7 @@ class Get3dTrainer:
         dtype = torch.bfloat16 if config.precision.amp == "bf16" else None
         self.generator.dtype = dtype  # of this one alone: people see the average as the jobs show it
         self._judge = functools.partial(self.discriminator, dtype=dtype)
-        self._adam_g = adam(
-            self.generator, config.optim.lr_generator, config.optim, _generator_lazy(config.optim)
-        )
-        self._adam_d = adam(
-            self.discriminator, config.optim.lr_discriminator, config.optim, config.loss.r1_interval
-        )
+        self._adam_g, self._adam_d = optimizers(config, self.generator, self.discriminator)
         self._network = Network(session.group, config.reduction, session.device)
         styles = 2 * config.generator.latent_channels
         self._reduce_g = self._reducer("generator", self.generator, len(GENERATOR_NUMBERS) + styles)
@@ -133,23 +107,25 @@ class Get3dTrainer:
         if session.rank == 0 and session.world_size > 1:
             phases = [each.describe() for each in (self._reduce_g, self._reduce_d, self._reduce_r1)]
             session.events.write("reduction", **self._network.describe(), phases=phases)
-        self._average_config = _without_ramp_up(config.average) if config.init_from else config.average
+        self._average_config = ema.without_ramp_up(config.average) if config.init_from else config.average
         self.counters = Counters()
         self._troubles: list[str] = []
         """Of the last step."""
         self._strength = Strength(p=config.augment.p)
-        self._agreed_step: int | None = None
-        """Step after which all workers were last found to have the same state."""
-        self._start_step = 0
-        """Where this attempt began; all workers read the same state there."""
+        self._replicas = Replicas(session.group, config.reduction.replica_check_every)
         self._first_reals: Judged | None = None
         """The real half of this worker's first shard of the discriminator's phase, if that is done already."""
-        self._rows = _Rows(session, config)
-        self._parts = _parts(self.generator, self.discriminator)
+        self._rows = Rows(session, config.batch.size)
+        self._parts = parts_of(self.generator, self.discriminator)
         self._norms: Row = {}
         """Of the step that is under way, if a row of it is due."""
         self._r1_norms: Row = {}
         """Of the last R1 phase: these are as rare as that."""
+
+    def _reducer(self, name: str, model: nn.Module, num_extras: int, backwards: int = 1) -> GradientReducer:
+        plan = PhasePlan(name, model.named_parameters(), num_extras)
+        group, num_shards = self._session.group, self.config.batch.num_shards
+        return GradientReducer(plan, group, num_shards, network=self._network, backwards=backwards)
 
     # The job layer's side
 
@@ -170,13 +146,13 @@ class Get3dTrainer:
         try:
             self._step()
         except torch.OutOfMemoryError as error:
-            raise self._too_large(error) from error
+            raise messages.too_large(self.config, self.counters.step, self._session.device, error) from error
 
     def _step(self) -> None:
         if self.counters.step == 0:
             self._begin()
         begun_s = time.monotonic()
-        self._set_rates()
+        set_rates(self.config, self._adam_g, self._adam_d, self.counters.images)
         self._expect()
         self._norms = {}
         troubles: list[str] = []
@@ -187,7 +163,8 @@ class Get3dTrainer:
         self._zero_step()
         self._average()
         self._count(troubles)
-        self._compare_now_and_then()
+        if self._replicas.is_due(self.counters.step):
+            self.compare_replicas()
         self._rows.add(numbers, time.monotonic() - begun_s)
         self._show()
 
@@ -212,7 +189,7 @@ class Get3dTrainer:
             "adam_generator": optimizer_state(self._adam_g),
             "adam_discriminator": optimizer_state(self._adam_d),
             "counters": asdict(self.counters),
-            "data": self._data_identity(),
+            "data": data_identity(self.config, self._dataset),
         }
 
     def frozen_parts(self) -> Sequence[str]:
@@ -221,11 +198,8 @@ class Get3dTrainer:
 
     def load(self, state: Mapping[str, Any]) -> None:
         if "counters" not in state:
-            raise UsageError(
-                f"{self._session.run.path} holds weights alone, without optimizers and data",
-                f"start another run from them: --name NAME init_from={self._session.run.path}",
-            )
-        self._check_data(state["data"])
+            raise messages.weights_alone(self._session.run)
+        check_data(state["data"], self.config, self._dataset)
         self._take_weights(state)
         load_optimizer(self._adam_g, state["adam_generator"])
         load_optimizer(self._adam_d, state["adam_discriminator"])
@@ -233,7 +207,7 @@ class Get3dTrainer:
         self._troubles = []
         if self.config.augment.target and "augmentation" in state:
             self._strength = Strength(**state["augmentation"])
-        self._start_step = self.counters.step
+        self._replicas.begin(self.counters.step)
 
     def _take_weights(self, state: Mapping[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
@@ -246,10 +220,7 @@ class Get3dTrainer:
             self._take_weights(state)
         except (KeyError, RuntimeError) as error:
             differing = shape_differences(state, self.state()) or [" ".join(str(error).split())[:300]]
-            raise UsageError(
-                f"init_from={self.config.init_from} has other networks than this configuration: {differing[0]}",
-                "give the sections generator and discriminator of that run's config.yaml",
-            ) from error
+            raise messages.other_networks(self.config.init_from, differing[0]) from error
 
     def rollback_every_steps(self) -> int:
         guard = self.config.guard
@@ -257,44 +228,29 @@ class Get3dTrainer:
 
     def rollback_step(self) -> int | None:
         """Return the last multiple before the first of too many skipped steps; None: go on."""
-        counters, every = self.counters, self.rollback_every_steps()
-        if not every or counters.skipped_in_a_row < self.config.guard.max_skipped_steps:
-            return None
-        good_step = counters.step - counters.skipped_in_a_row
-        return good_step - good_step % every
+        return self.counters.step_to_go_back_to(self.config.guard)
 
     def why_held(self) -> HeldError | None:
         """Return why it does not go back to where it has been too often."""
         step = self.rollback_step()
-        if step is None or self._rollbacks_to(step) < self.config.guard.max_rollbacks:
+        if step is None or self.counters.rollbacks_to(step) < self.config.guard.max_rollbacks:
             return None
-        return self._diverged(f", as after {self._rollbacks_to(step)} roll-backs to step {step} before")
+        times = self.counters.rollbacks_to(step)
+        return self._diverged(f", as after {times} roll-backs to step {step} before")
 
     def roll_back(self, state: Mapping[str, Any] | None) -> None:
         """Go back to ``state`` or to the beginning, and on with other latents, cameras, augmentation, data order."""
         before = self.counters
         self.load(self._first_state() if state is None else state)
-        step = self.counters.step
-        self.counters.rollbacks = before.rollbacks + 1
-        self.counters.rollbacks_there = 1 + (
-            before.rollbacks_there if before.rollbacks and before.rollback_step == step else 0
-        )
-        self.counters.rollback_step = step
-        self._agreed_step = None
-        self._rows, self._r1_norms = _Rows(self._session, self.config), {}
+        self.counters.count_rollback_from(before)
+        self._rows, self._r1_norms = Rows(self._session, self.config.batch.size), {}
         for watch in (*self._watches, *self._mirrors):
             watch.rewind(self.position())
 
-    def _rollbacks_to(self, step: int) -> int:
-        counters = self.counters
-        return counters.rollbacks_there if counters.rollbacks and counters.rollback_step == step else 0
-
     def _first_state(self) -> dict[str, Any]:
         """Return the state before the first step."""
-        optim = self.config.optim
         generator, discriminator = networks(self.config, self._session.device)
-        adam_g = adam(generator, optim.lr_generator, optim, _generator_lazy(optim))
-        adam_d = adam(discriminator, optim.lr_discriminator, optim, self.config.loss.r1_interval)
+        adam_g, adam_d = optimizers(self.config, generator, discriminator)
         return {
             "generator": generator.state_dict(),
             "discriminator": discriminator.state_dict(),
@@ -302,7 +258,7 @@ class Get3dTrainer:
             "adam_generator": optimizer_state(adam_g),
             "adam_discriminator": optimizer_state(adam_d),
             "counters": asdict(Counters()),
-            "data": self._data_identity(),
+            "data": data_identity(self.config, self._dataset),
             "augmentation": asdict(Strength(p=self.config.augment.p)),
         }
 
@@ -312,19 +268,13 @@ class Get3dTrainer:
 
     def agreed_step(self) -> int | None:
         """Return when all workers were last known to have the same weights; None if nobody compares."""
-        if self._session.world_size == 1 or not self.config.reduction.replica_check_every:
-            return None
-        return self._start_step if self._agreed_step is None else self._agreed_step
+        return self._replicas.agreed_step()
 
     def compare_replicas(self) -> None:
         """Make sure that all workers have the same state, bit for bit. Raises: HeldError if not."""
-        step = self.counters.step
-        if not self.config.reduction.replica_check_every or self._agreed_step == step:
-            return
-        check_replicas(self._session.group, _numbers_of(self.state()), step, self._agreed_step)
-        self._agreed_step = step
+        self._replicas.compare(self.state, self.counters.step)
 
-    # Phases
+    # Phases: what this worker's micro-shards give
 
     def _generator_phase(self, troubles: list[str]) -> tuple[list[Fakes], Numbers]:
         """Return the images that this worker generated, for the discriminator's phase if it uses them again."""
@@ -437,10 +387,8 @@ class Get3dTrainer:
     def _expect(self) -> None:
         """Name the images of this step and of the next, so that they are read while the networks compute."""
         batch, shards = self.config.batch, self._reduce_d.shards
-        first, count = (
-            self.counters.position + shards.start * batch.shard_size,
-            len(shards) * batch.shard_size,
-        )
+        first = self.counters.position + shards.start * batch.shard_size
+        count = len(shards) * batch.shard_size
         for_steps = (
             sample_at(self._seed, len(self._dataset), first + ahead * batch.size, count) for ahead in range(2)
         )
@@ -448,17 +396,11 @@ class Get3dTrainer:
 
     @property
     def _seed(self) -> int:
-        """Decides what is drawn from now on: numbers with which the training diverged are not drawn again."""
-        seed, rollbacks = self.config.seed, self.counters.rollbacks
-        return key_of("roll-back", str(seed), str(rollbacks)) if rollbacks else seed
+        return self.counters.seed_of_draws(self.config.seed)
 
     def _shard(self, index: int) -> Shard:
-        return Shard(
-            seed=self._seed,
-            step=self.counters.step,
-            index=index,
-            size=self.config.batch.shard_size,
-        )
+        size = self.config.batch.shard_size
+        return Shard(seed=self._seed, step=self.counters.step, index=index, size=size)
 
     # Updates, decided from reduced values and so alike on every worker
 
@@ -466,12 +408,11 @@ class Get3dTrainer:
         self, phase: str, optimizer: Adam, model: nn.Module, numbers: Tensor, troubles: list[str]
     ) -> bool:
         """Step, unless a loss or a gradient is not finite; say whether it did."""
-        if not _is_finite(model, numbers):
-            troubles.append(f"{phase}: {_what_is_not_finite(model, numbers)}")
+        if not is_finite(model, numbers):
+            troubles.append(f"{phase}: {what_is_not_finite(model, numbers)}")
             return False
-        self._session.copying.wait_for(
-            *(GENERATOR_PARTS if optimizer is self._adam_g else DISCRIMINATOR_PARTS)
-        )
+        changed = GENERATOR_PARTS if optimizer is self._adam_g else DISCRIMINATOR_PARTS
+        self._session.copying.wait_for(*changed)
         if phase != "r1" and self._session.rank == 0 and self._is_row_due(self.counters.step + 1):
             self._norms |= measured(optimizer.step, self._parts[phase])
         else:
@@ -501,63 +442,18 @@ class Get3dTrainer:
 
     def _count(self, troubles: list[str]) -> None:
         """Advance the counters. Raises: HeldError after too many skipped steps in a row, if it never goes back."""
-        counters, size = self.counters, self.config.batch.size
-        counters.step, counters.images, counters.position = (
-            counters.step + 1,
-            counters.images + size,
-            counters.position + size,
-        )
-        counters.skipped_steps += bool(troubles)
-        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if troubles else 0
+        counters, guard = self.counters, self.config.guard
+        counters.count_step(self.config.batch.size, was_skipped=bool(troubles))
         if not troubles:
             return
         if self._session.rank == 0:
             self._session.events.write("skipped", step=counters.step, what=troubles)
         self._troubles = troubles
-        is_too_often = counters.skipped_in_a_row >= self.config.guard.max_skipped_steps
-        if is_too_often and not self.rollback_every_steps():
+        if counters.have_diverged(guard) and not guard.max_rollbacks:
             raise self._diverged()
 
     def _diverged(self, after: str = "") -> HeldError:
-        counters = self.counters
-        where = "; ".join(self._troubles) or "what the events `skipped` say"
-        what = f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped{after}"
-        return HeldError(f"{what}; not finite in {where}", self._way_out_with_lower_rates())
-
-    def _compare_now_and_then(self) -> None:
-        every = self.config.reduction.replica_check_every
-        if every and self.counters.step % every == 0:
-            self.compare_replicas()
-
-    def _way_out_with_lower_rates(self) -> str:
-        run, optim = self._session.run, self.config.optim
-        job = type(self.config).__module__.removeprefix("jobs.")
-        return (
-            f"go on from the last checkpoint with lower rates: python launch.py submit {job} "
-            f"--runs {run.path.parent} --name {run.name} --config {run.config_path} "
-            f"optim.lr_generator={optim.lr_generator / 2:g} "
-            f"optim.lr_discriminator={optim.lr_discriminator / 2:g} --allow-config-change"
-        )
-
-    def _too_large(self, error: torch.OutOfMemoryError) -> Get3dError:
-        """Return what to set. Not by itself: another size of micro-shards has other bits."""
-        batch = self.config.batch
-        what = (
-            f"step {self.counters.step}: batch.shard_size={batch.shard_size} images of "
-            f"{self.config.discriminator.image_size_px} px need more memory than {self._session.device} has left: "
-            f"{str(error).splitlines()[0]}"
-        )
-        smaller = (
-            f"batch.shard_size={batch.shard_size // 2} batch.num_shards={batch.num_shards * 2} (as many images a step)"
-            if batch.shard_size % 2 == 0
-            else "a smaller batch.shard_size and more batch.num_shards"
-        )
-        bf16 = "" if self.config.precision.amp == "bf16" else "precision.amp=bf16, or "
-        return Get3dError(
-            what,
-            f"unless something else runs on that GPU, start another run with {bf16}{smaller}; `launch.py run sizes` "
-            "with the same keys measures what fits",
-        )
+        return messages.diverged(self.config, self._session.run, self.counters, self._troubles, after)
 
     # What is shown, and changes nothing
 
@@ -584,175 +480,6 @@ class Get3dTrainer:
                 self._session.events.write("watch-failed", what=error.what, way_out=error.way_out)
         return found
 
-    # Construction and identity
-
-    def _reducer(self, name: str, model: nn.Module, num_extras: int, backwards: int = 1) -> GradientReducer:
-        plan = PhasePlan(name, model.named_parameters(), num_extras)
-        group, num_shards = self._session.group, self.config.batch.num_shards
-        return GradientReducer(plan, group, num_shards, network=self._network, backwards=backwards)
-
-    def _set_rates(self) -> None:
-        """Take the rates from the configuration: they fall with the images, and may be lowered between attempts."""
-        optim = self.config.optim
-        factor = optim.rate_factor(self.counters.images)
-        rates = (
-            (self._adam_g, optim.lr_generator, _generator_lazy(optim)),
-            (self._adam_d, optim.lr_discriminator, self.config.loss.r1_interval),
-        )
-        for optimizer, lr, interval in rates:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor * _lazy_factor(optim, interval)
-
-    def _data_identity(self) -> dict[str, Any]:
-        return {
-            "fingerprint": self._dataset.fingerprint,
-            "size": len(self._dataset),
-            "order_version": ORDER_VERSION,
-            "seed": self.config.seed,
-        }
-
-    def _check_data(self, saved: Mapping[str, Any]) -> None:
-        for key, value in self._data_identity().items():
-            if saved[key] != value:
-                raise UsageError(
-                    f"data.path={self.config.data.path} is not what this run was trained on: {key} is "
-                    f"{value}, the checkpoint has {saved[key]}",
-                    "put the dataset back as it was, or start another run from here under another --name",
-                )
-
-
-def networks(config: TrainerConfig, device: str) -> tuple[Generator, Discriminator]:
-    """Return new networks whose weights are a function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        generator, discriminator = Generator(config.generator), Discriminator(config.discriminator)
-    return generator.to(device), discriminator.to(device)
-
-
-def adam(model: nn.Module, lr: float, config: OptimConfig, interval: int) -> Adam:
-    """Return the optimizer of a network that takes one more step every ``interval`` (0: never).
-
-    One implementation is pinned: Adam's are not bit-equal to each other. This one goes over each parameter once
-    instead of ten times. Source: Karras et al. 2020, appendix B.
-    """
-    factor = _lazy_factor(config, interval)
-    beta1, beta2 = config.betas
-    return Adam(
-        model.parameters(), lr=lr * factor, betas=(beta1**factor, beta2**factor), eps=config.eps, fused=True
-    )
-
-
-def _parts(generator: nn.Module, discriminator: Discriminator) -> dict[str, dict[str, Part]]:
-    """Return what is measured in each phase, named as its losses are."""
-    heads = {name: list(getattr(discriminator, name).named_parameters()) for name in ("rgb", "mask")}
-    return {
-        "generator": {"g": list(generator.named_parameters())},
-        "discriminator": {f"d_{name}": part for name, part in heads.items()},
-        "r1": {f"r1_{name}": part for name, part in heads.items()},
-    }
-
-
-def _numbers_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return all tensors of a state, and its single numbers as tensors, by name."""
-    leaves = (
-        (".".join(path), leaf) for path, leaf in flatten(state) if isinstance(leaf, Tensor | int | float)
-    )
-    return {
-        name: leaf if isinstance(leaf, Tensor) else torch.tensor([leaf], dtype=torch.float64)
-        for name, leaf in leaves
-    }
-
-
-def _scaled(config: TrainerConfig) -> LossConfig:
-    factor, loss = config.gamma_factor, config.loss
-    return replace(loss, gamma_rgb=loss.gamma_rgb * factor, gamma_mask=loss.gamma_mask * factor)
-
-
-def _without_ramp_up(config: AverageConfig) -> AverageConfig:
-    """The ramp-up forgets random weights soon; weights that were trained before are worth keeping."""
-    return replace(config, ramp_up=0.0)
-
-
-def _lazy_factor(config: OptimConfig, interval: int) -> float:
-    return interval / (interval + 1) if config.lazy_correction and interval else 1.0
-
-
-def _generator_lazy(config: OptimConfig) -> int:
-    return config.generator_interval
-
-
-class _Rows:
-    """Turns numbers of steps into rows of metrics.jsonl, on rank 0. Rates leave out sheets and measurements."""
-
-    def __init__(self, session: Session, config: TrainerConfig) -> None:
-        self._session = session
-        self._batch = config.batch.size
-        self._latest: Numbers = {}
-        self._steps = 0
-        self._seconds = 0.0
-        self._total_s: float | None = None
-
-    def add(self, numbers: Numbers, seconds: float) -> None:
-        """Keep the numbers of a step; R1's stay until it is computed again."""
-        self._latest |= numbers
-        self._steps += 1
-        self._seconds += seconds
-
-    def write(self, position: Position, extra: Row) -> None:
-        """Write a row: sums of heads beside their parts, speed since the last row."""
-        if self._total_s is None:
-            self._total_s = self._seconds_before()
-        self._total_s += self._seconds
-        row: Row = {
-            "images": position.images,
-            "epoch": position.epoch,
-            "seconds": self._total_s,
-            "images_per_s": self._steps * self._batch / max(self._seconds, 1e-9),
-            **_totals(self._latest),
-            **self._latest,
-            **extra,
-        }
-        self._steps, self._seconds = 0, 0.0
-        self._session.metrics.write(position.step, **{key: _short(value) for key, value in row.items()})
-
-    def _seconds_before(self) -> float:
-        """Training time of the attempts before, as far as it was written down."""
-        rows = read_rows(self._session.run.metrics_path) if self._session.rank == 0 else []
-        return float(rows[-1].get("seconds", 0.0)) if rows else 0.0
-
-
-def _totals(numbers: Mapping[str, float]) -> Numbers:
-    pairs: dict[str, Callable[[], float]] = {
-        "loss_g": lambda: numbers["loss_g_rgb"] + numbers["loss_g_mask"],
-        "loss_d": lambda: numbers["loss_d_rgb"] + numbers["loss_d_mask"],
-        "r1": lambda: numbers["r1_rgb"] + numbers["r1_mask"],
-    }
-    return {name: total() for name, total in pairs.items() if f"{name}_rgb" in numbers}
-
-
-def _short(value: float | str) -> float | str | None:
-    """Round for the file; JSON has no word for what is not finite."""
-    if isinstance(value, int | str):
-        return value
-    return float(f"{value:.6g}") if abs(value) < float("inf") else None
-
 
 def _cut(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return numbers[:count], numbers[count:]
-
-
-def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-
-
-def _is_finite(model: nn.Module, numbers: Tensor) -> bool:
-    """Look at sums, which no infinity or NaN leaves finite."""
-    sums = torch.stack([numbers.sum(), *(gradient.sum() for _, gradient in _gradients(model))])
-    return bool(sums.isfinite().all())
-
-
-def _what_is_not_finite(model: nn.Module, numbers: Tensor) -> str:
-    names = [name for name, gradient in _gradients(model) if not gradient.sum().isfinite()]
-    if not names:
-        return f"its losses {[_short(value) for value in numbers.tolist()]}"
-    return f"{len(names)} gradients, first {names[0]}"

@@ -22,7 +22,7 @@ from get3d_cluster.get3d.losses import discriminator_loss, generator_loss, r1_pe
 from get3d_cluster.get3d.mapping import Latents
 from get3d_cluster.get3d.raster.surface import to_clip
 from get3d_cluster.train import numerics, phases, random
-from get3d_cluster.train.trainer import adam
+from get3d_cluster.train.networks import adam
 from tests.gpu.setting import (
     Facts,
     Setting,

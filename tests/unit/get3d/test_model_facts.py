@@ -18,7 +18,7 @@ from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.generator import W_AVG_BETA, Generator
 from get3d_cluster.get3d.mapping import ConditionMapping, Mapping, camera_features
 from get3d_cluster.train.config import OptimConfig
-from get3d_cluster.train.trainer import adam
+from get3d_cluster.train.networks import adam
 
 SIZES = GeneratorConfig(trunk=TrunkConfig(resolution_px=8, plane_channels=8), grid=GridConfig(cells=2))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from get3d_cluster.train import trainer
+from get3d_cluster.train import replicas
 from tests import train_setup as setup
 
 
@@ -19,7 +19,7 @@ def test_all_weights_of_both_networks_are_compared_every_so_many_steps(
         seen.append((step, agreed))
         names.update(tensors)
 
-    monkeypatch.setattr(trainer, "check_replicas", note)
+    monkeypatch.setattr(replicas, "check_replicas", note)
     config = setup.tiny_config(setup.dataset(tmp_path / "data"), "reduction.replica_check_every=2")
     work = setup.trainer(config, tmp_path / "run")
     for _ in range(5):
@@ -38,11 +38,12 @@ def test_a_training_tells_when_its_copies_were_last_known_to_be_equal(
     work.step()
     assert work.agreed_step() is None
     saved = work.state()
-    monkeypatch.setattr(type(work._session), "world_size", property(lambda _: 2))
-    monkeypatch.setattr(work, "_agreed_step", None)
+    monkeypatch.setattr(work._session.group, "world_size", 2)
+    monkeypatch.setattr(replicas, "check_replicas", lambda *_: None)
     work.load(saved)
     assert work.agreed_step() == 1
-    monkeypatch.setattr(work, "_agreed_step", 2)
+    work.counters.step = 2
+    work.compare_replicas()
     assert work.agreed_step() == 2
 
 
