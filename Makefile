@@ -33,11 +33,13 @@ test-all: setup ## the long ones, too
 	@$(call tests_with_packages,not gpu and not bench,--timeout 3600)
 
 # Unit tests on all cores, then those of real processes in turn; beside them those that mostly wait: SLURM and e2e.
-# Installs SLURM and OpenGL as root on Debian or Ubuntu; where it cannot, says so before and after the tests.
+# Installs SLURM, OpenGL and the glTF validator as root on Debian or Ubuntu; where it cannot, says so before and after.
 define tests_with_packages
-{ why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; no_gl=$$(sh docker/mesa.sh 2>&1 >&3) && no_gl=; } 3>&1; \
+{ why=$$(sh docker/slurm/packages.sh 2>&1 >&3) && why=; no_gl=$$(sh docker/mesa.sh 2>&1 >&3) && no_gl=; \
+no_gltf=$$(sh docker/gltf.sh 2>&1 >&3) && no_gltf=; } 3>&1; \
 loudly() { test -z "$$why" || echo "SLURM tests are skipped: $$why" >&2; \
-test -z "$$no_gl" || echo "tests against OpenGL are skipped: $$no_gl" >&2; }; loudly; \
+test -z "$$no_gl" || echo "tests against OpenGL are skipped: $$no_gl" >&2; \
+test -z "$$no_gltf" || echo "GLB FILES ARE NOT VALIDATED: $$no_gltf" >&2; }; loudly; \
 log=$$(mktemp); $(PY) -m pytest -m "$(1)" $(2) tests/slurm tests/e2e >$$log 2>&1 & beside=$$!; \
 trap 'kill $$beside; wait $$beside; rm -f $$log; exit 130' INT TERM; \
 OMP_NUM_THREADS=1 $(PY) -m pytest -m "$(1)" $(2) -n auto --maxprocesses 8 --dist loadfile tests/unit; units=$$?; \
@@ -70,4 +72,4 @@ slurm-down: ## stop it
 	@sh docker/slurm/down.sh
 
 clean: ## remove the environments and what the demo made
-	rm -rf .venv .venv-render demo
+	rm -rf .venv .venv-render .node demo

@@ -1,13 +1,28 @@
 """A training run so small that its shapes take milliseconds: for tests of the job that generates them."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from get3d_cluster import config as configuration
 from get3d_cluster.core.job import CheckpointConfig, JobSpec
 from get3d_cluster.runtime.checkpoint import Checkpoints
+from get3d_cluster.runtime.loop import End, run_items
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
+from jobs import generate
 from tests import train_setup as setup
+from tests.sessions import session_of
+
+SMALL = (
+    "num_shapes=3",
+    "texture_px=32",
+    "view_px=16",
+    "turntable_every=2",
+    "turntable_frames=3",
+    "mp4=off",
+    "w_avg_samples=50",
+)
 
 
 def trained(folder: Path, *overrides: str, synsets: tuple[str, ...] = ("02958343",)) -> RunFolder:
@@ -23,3 +38,13 @@ def trained(folder: Path, *overrides: str, synsets: tuple[str, ...] = ("02958343
         work.step()
         checkpoints.save(step, work.state(), {"epoch": 0, "images": 8 * step})
     return run
+
+
+def generated(run: RunFolder, folder: Path, *overrides: str) -> tuple[Path, Any]:
+    """Return the folder of the meshes that the job generates from ``run``, and its index."""
+    out = folder / "meshes"
+    config = configuration.load(generate.Config, None, [*SMALL, f"run={run.path}", f"out={out}", *overrides])
+    session = session_of(folder / "generate")
+    ended = run_items(generate.make(config, session), session)
+    assert ended.end is End.FINISHED
+    return out, json.loads((out / "index.json").read_text())

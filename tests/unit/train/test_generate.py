@@ -13,31 +13,11 @@ from PIL import Image
 
 from get3d_cluster import config as configuration
 from get3d_cluster.errors import CheckpointError, StorageError, UsageError
-from get3d_cluster.runtime.loop import End, run_items
 from get3d_cluster.runtime.run_folder import RunFolder
 from jobs import _latents, _shapes, generate
 from tests import train_setup as setup
-from tests.generate_setup import trained
+from tests.generate_setup import SMALL, generated, trained
 from tests.sessions import session_of
-
-SMALL = (
-    "num_shapes=3",
-    "texture_px=32",
-    "view_px=16",
-    "turntable_every=2",
-    "turntable_frames=3",
-    "mp4=off",
-    "w_avg_samples=50",
-)
-
-
-def generated(run: RunFolder, folder: Path, *overrides: str) -> tuple[Path, Any]:
-    out = folder / "meshes"
-    config = configuration.load(generate.Config, None, [*SMALL, f"run={run.path}", f"out={out}", *overrides])
-    session = session_of(folder / "generate")
-    ended = run_items(generate.make(config, session), session)
-    assert ended.end is End.FINISHED
-    return out, json.loads((out / "index.json").read_text())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
