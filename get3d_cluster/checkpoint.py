@@ -28,6 +28,7 @@ import torch
 
 from get3d_cluster.core.job import CheckpointConfig
 from get3d_cluster.dist.group import Group, SoloGroup, TorchGroup
+from get3d_cluster.dist.replicas import unlike
 from get3d_cluster.errors import CheckpointError, ExitCode, FencedError, Get3dError, StorageError, UsageError
 from get3d_cluster.runtime.cadence import Cadence
 from get3d_cluster.runtime.checkpoint import Checkpoints, DamagedError, Loaded, tiers_for
@@ -35,6 +36,7 @@ from get3d_cluster.runtime.checkpoint_copies import FAR, LAST_S, Copies, wait_to
 from get3d_cluster.runtime.checkpoint_copies import PATIENCE_S as COPY_S
 from get3d_cluster.runtime.checkpoint_flight import Verdict
 from get3d_cluster.runtime.checkpoint_saver import Saver
+from get3d_cluster.runtime.checkpoint_tree import pack_all
 from get3d_cluster.runtime.env import host
 from get3d_cluster.runtime.fingerprint import fingerprint_of_all, not_bitwise_rows, told
 from get3d_cluster.runtime.lease import Lease, read_lease, refuse_second_copy
@@ -153,7 +155,7 @@ class _Loop:
         """What is known of the processes before this one: their seconds, and how many of them lost work."""
         self._on: dict[str, Any] = {}
         self._place: dict[str, Any] = {}
-        self._is_state_known = False
+        self._is_state_known = self._is_difference_told = False
 
     def begin(self, others: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
         """Take the path and go to the newest checkpoint; take nothing if that fails."""
@@ -303,7 +305,8 @@ class _Loop:
         state = self._state() | {"generators": self._generators()}
         self._begun_done, self._begun_s = self._done, time.monotonic()
         self._local_done = self._done
-        is_begun = self._saver.begin(self._done, state, self._meta())
+        begin = self._saver.begin if self._is_alike(state) else self._saver.begin_alone
+        is_begun = begin(self._done, state, self._meta())
         if not is_begun:
             self._write_here(state)
         self._stall_s = time.monotonic() - self._begun_s
@@ -313,7 +316,22 @@ class _Loop:
     def _begin_local(self) -> None:
         self._local_done = self._done
         state = self._state() | {"generators": self._generators()}
-        self._saver.begin(self._done, state, self._meta(), why="local", tier="local")
+        begin = self._saver.begin if self._is_alike(state) else self._saver.begin_alone
+        begin(self._done, state, self._meta(), why="local", tier="local")
+
+    def _is_alike(self, state: Mapping[str, Any]) -> bool:
+        """Say whether all ranks would save the same; the first time that they would not, in words, too."""
+        parts = pack_all(state)[1]
+        named = {f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()}
+        difference = unlike(self._group, named)
+        if difference and not self._is_difference_told and self._group.rank == 0:
+            print(
+                f"ranks differ in {difference}: checkpoints hold the values of rank 0, which writes them alone; "
+                "what other ranks have in its place is not saved",
+                flush=True,
+            )
+        self._is_difference_told |= difference is not None
+        return difference is None
 
     def _save_now(self) -> None:
         """Publish the state unless it is; nobody goes on before rank 0 has."""

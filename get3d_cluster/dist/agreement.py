@@ -30,12 +30,12 @@ def check_agreement(phase: str, group: Group, plan: Sequence[str]) -> str:
     numbers = [int(row.item()) for row in group.all_gather(torch.tensor([number]))]
     if len(set(numbers)) > 1:
         others = [rank for rank, other in enumerate(numbers) if other != numbers[0]]
-        raise _refusal(phase, others, *_first_difference(group, plan, others[0]))
+        raise _refusal(phase, others, *first_difference(group, plan, others[0]))
     return digest
 
 
-def _first_difference(group: Group, plan: Sequence[str], rank: int) -> tuple[str, str]:
-    """Return the first line of ``rank`` that rank 0 has otherwise, and rank 0's."""
+def first_difference(group: Group, plan: Sequence[str], rank: int) -> tuple[str, str]:
+    """Return the first line of ``rank`` that rank 0 has otherwise, and rank 0's. All workers call it."""
     pairs = zip_longest(plan, group.broadcast(list(plan)), fillvalue=_NOTHING)
     mine, theirs = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
     said = group.all_gather(torch.stack([_bytes(mine), _bytes(theirs)]))[rank]

@@ -5,11 +5,12 @@ The bits of each tensor are added as integers, which is exact in any order; a fe
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from get3d_cluster.dist.agreement import digest_of, first_difference
 from get3d_cluster.dist.group import Group
 from get3d_cluster.errors import HeldError
 
@@ -52,6 +53,30 @@ def check_replicas(
         f"(resources.exclude on SLURM), then resume: training compares before each save, so its newest checkpoint "
         f"is not after {since}",
     )
+
+
+def unlike(group: Group, tensors: Mapping[str, Tensor]) -> str | None:
+    """Say which tensor is the first that workers have otherwise than rank 0; None: all have the same bits.
+
+    All workers call it. Names, types and shapes may differ, too.
+    """
+    if group.world_size == 1:
+        return None
+    plan = [f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()]
+    sums = bit_sums(tensors).cpu()
+    mine = torch.tensor([_number(plan), _number([str(sums.tolist())])])
+    rows = [row.tolist() for row in group.all_gather(mine)]
+    if plans := [rank for rank, row in enumerate(rows) if row[0] != rows[0][0]]:
+        there, here = first_difference(group, plan, plans[0])
+        return f"{there} on rank {plans[0]}, {here} on rank 0"
+    if all(row == rows[0] for row in rows):
+        return None
+    table = torch.stack(group.all_gather(sums))
+    return next(name for i, name in enumerate(tensors) if len(set(table[:, i].tolist())) > 1)
+
+
+def _number(lines: Sequence[str]) -> int:
+    return int.from_bytes(bytes.fromhex(digest_of(lines)), signed=True)
 
 
 def _who(wrong: list[int], most: int, world_size: int) -> str:

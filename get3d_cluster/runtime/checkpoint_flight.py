@@ -48,6 +48,8 @@ class Order:
     """See ``core.policy.to_delete``."""
     held: Callable[[], Sequence[int]] = tuple
     """Says which steps' checkpoints are just being read."""
+    is_shared: bool = True
+    """Whether each rank writes its share; rank 0 writes all of its own otherwise, and others have no ``tensors``."""
 
 
 class Flight:
@@ -117,13 +119,13 @@ class Flight:
         text = json.dumps(words).encode()
         assert len(text) <= TEXT_BYTES
         digests = [
-            bytes.fromhex(self._digests.get(file.name, "00" * _DIGEST_BYTES)) for file in self._files()
+            bytes.fromhex(self._digests.get(file.name, "00" * _DIGEST_BYTES)) for file in self._told_files()
         ]
         return text.ljust(TEXT_BYTES, b"\0") + b"".join(digests)
 
     def gather(self, told: Sequence[bytes], *, is_failed: bool) -> None:
         """Take the digests of all ranks, and let rank 0 publish; or give up if a rank failed."""
-        for index, file in enumerate(self._files()):
+        for index, file in enumerate(self._told_files()):
             part = told[file.rank][index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES]
             self._digests[file.name] = part.hex()
         self.is_gathered = True
@@ -162,7 +164,7 @@ class Flight:
 
     def _copy(self) -> None:
         tensors = self._order.tensors
-        layout = lay_out(tensors, self._group.world_size)
+        layout = lay_out(tensors, self._group.world_size if self._order.is_shared else 1)
         if layout is None:
             raise ValueError("safetensors does not hold one of its types")
         self._layout = layout
@@ -184,6 +186,9 @@ class Flight:
 
     def _files(self) -> Sequence[Any]:
         return self._layout.files if self._layout else ()
+
+    def _told_files(self) -> Sequence[Any]:
+        return self._files() if self._order.is_shared else ()
 
     def _mine(self) -> list[Any]:
         return [file for file in self._files() if file.rank == self._group.rank]
@@ -262,7 +267,7 @@ class Flight:
         return {
             "step": order.step,
             "rank": self._group.rank,
-            "alone": self._group.world_size == 1,
+            "alone": self._group.world_size == 1 or not order.is_shared,
             "again": is_again,
             "agreed_step": order.agreed_step,
             "held": list(order.held()),

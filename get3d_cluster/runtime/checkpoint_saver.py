@@ -93,12 +93,9 @@ class Saver:
         Returns when all but the parts ``later`` were copied; ``wait_for`` has to be called before those change.
         Raises: UsageError for what no checkpoint can hold.
         """
-        assert self.flight is None
         tree, tensors = pack_all(state)
         if not self._is_for_the_writer(tensors, tier):
             return False
-        if self._preparing:
-            self._preparing.join()
         order = Order(
             step=step,
             meta=meta,
@@ -112,11 +109,42 @@ class Saver:
             agreed_step=agreed_step,
             held=self._held,
         )
+        self._depart(order)
+        return True
+
+    def begin_alone(
+        self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any], *, why: str = "", tier: str = RUN
+    ) -> bool:
+        """As ``begin``, but rank 0 writes all of its own: shares of states that differ would be a mixture."""
+        tree, tensors = pack_all(state)
+        if not self._group.broadcast(self._is_for_the_writer(tensors, tier)):
+            return False
+        order = Order(
+            step=step,
+            meta=meta,
+            tree=tree,
+            tensors=tensors if self._group.rank == 0 else {},
+            why=why,
+            tier=tier,
+            later=(),
+            place=self._place(tier),
+            token=self._token(),
+            agreed_step=None,
+            held=self._held,
+            is_shared=False,
+        )
+        self._depart(order)
+        return True
+
+    def _depart(self, order: Order) -> None:
+        assert self.flight is None
+        if self._preparing:
+            self._preparing.join()
+        now = [part for part in order.tensors if part not in order.later]
         memory, link = self._ends()
         self.flight = Flight(order, self._group, memory, link, self._checkpoints.check_owner)
         self.flight.start()
-        self.flight.wait_for(part for part in tensors if part not in later)
-        return True
+        self.flight.wait_for(now)
 
     def _is_for_the_writer(self, tensors: "dict[str, dict[str, Tensor]]", tier: str) -> bool:
         is_large = _num_bytes(tensors) >= self._config.background_mb * MEGABYTE

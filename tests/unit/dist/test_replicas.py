@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from get3d_cluster.dist.replicas import bit_sums, check_replicas
+from get3d_cluster.dist.replicas import bit_sums, check_replicas, unlike
 from get3d_cluster.errors import HeldError
+from tests.workers_in_memory import on_all
 
 
 class Said:
@@ -64,3 +65,19 @@ def test_the_tensors_that_differ_are_counted_and_the_first_is_named():
     assert caught.value.what.startswith("step 5: rank 1 has")
     with pytest.raises(HeldError, match=r"in 2 of 2 tensors, first a; all were equal at this attempt began$"):
         check_replicas(Said(tensors(a=torch.zeros(2)), tensors(b=torch.tensor([4]))), tensors(), 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"b": torch.tensor([4])}, "b"),
+        ({"a": torch.tensor([1.0, -2.5]), "b": torch.tensor([4])}, "a"),
+        ({"c": torch.zeros(3, 1)}, "c torch.float32 [3, 1] on rank 2, nothing on rank 0"),
+        ({"b": torch.tensor([3.0])}, "b torch.float32 [1] on rank 2, b torch.int64 [1] on rank 0"),
+    ],
+)
+def test_what_a_worker_has_otherwise_is_named_alike_on_all(change, said):
+    """The same tensors in other names, types and numbers must not break the exchange itself."""
+    found, _ = on_all(3, lambda group: unlike(group, tensors(**(change if group.rank == 2 else {}))))
+    assert found == [said] * 3
