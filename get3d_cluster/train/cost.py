@@ -46,10 +46,6 @@ class Cost:
     device_bytes: int
     """Memory of the GPU; 0 on a CPU."""
 
-    def mean_step_s(self, r1_interval: int) -> float:
-        """Return what a step takes in a training with R1 every so many steps."""
-        return self.step_s + self.r1_s / r1_interval
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:

@@ -23,7 +23,13 @@ def data_identity(config: TrainerConfig, dataset: ImageDataset) -> dict[str, Any
 
 def check_data(saved: Mapping[str, Any], config: TrainerConfig, dataset: ImageDataset) -> None:
     """Make sure that a run whose identity was ``saved`` goes on with its own data. Raises: UsageError."""
-    for key, value in data_identity(config, dataset).items():
+    current = data_identity(config, dataset)
+    if saved["seed"] != current["seed"]:
+        raise UsageError(
+            f"seed={config.seed} is not that of this run, which began with {saved['seed']}",
+            f"set seed={saved['seed']}, or start another run under another --name",
+        )
+    for key, value in current.items():
         if saved[key] != value:
             raise UsageError(
                 f"data.path={config.data.path} is not what this run was trained on: {key} is "
