@@ -29,6 +29,10 @@ class Config:
     """Rendered folder it was packed from: also find what is not in the dataset; null: look at the dataset alone."""
     synsets: tuple[str, ...] = ()
     """Categories of `images` that were packed; empty means all there are. Quote ids in YAML."""
+    lists: tuple[Path, ...] = ()
+    """Lists of the models of `images` that were packed, as `pack` had them; empty means all."""
+    splits: tuple[str, ...] = ()
+    """Rows of all.csv that were packed, as `pack` had them; empty means all."""
     allow_duplicates: bool = False
     """Models that are there twice are no mistake."""
     resources: Resources = field(default_factory=Resources)
@@ -50,8 +54,10 @@ class CheckWork:
         from get3d_cluster.data.check import by_shard
         from get3d_cluster.data.format import read_index
         from get3d_cluster.data.source import open_source
+        from preprocess.lists import read_lists
 
         self._config = config
+        self._wanted = read_lists(config.lists, config.splits)
         self._session = session
         self._source = open_source(config.data)
         self._index = read_index(config.data)
@@ -115,7 +121,7 @@ class CheckWork:
         from preprocess.pack import rendered_keys
 
         config = self._config
-        return rendered_keys(config.images, config.synsets) if config.images else ()
+        return rendered_keys(config.images, config.synsets, self._wanted) if config.images else ()
 
     def _found(self, number: int) -> list[dict[str, Any]] | None:
         """Return what is known of a shard, or None. What was wrong in an earlier attempt is looked at anew."""

@@ -24,6 +24,10 @@ class Config:
     """Folder of the packed dataset: index.json and shard-00000.tar and so on."""
     synsets: tuple[str, ...] = ()
     """Categories to pack, such as ["02958343"]; empty means all there are. Quote ids in YAML."""
+    lists: tuple[Path, ...] = ()
+    """Files that say which models to pack: one id a line, <synset>/<id>, or ShapeNet's all.csv; empty means all."""
+    splits: tuple[str, ...] = ()
+    """Rows of all.csv to pack, such as ["train", "val"]; empty means all."""
     shard_mb: int = 64
     """Size at which a shard is closed; it is held in memory while it is packed."""
     store: Literal["auto", "png", "tiff"] = "auto"
@@ -39,8 +43,10 @@ class Config:
 def make(config: Config, session: Session) -> ItemWork:
     """Build the work of one worker. Raises: UsageError if an image or camera is missing, or ``out`` is taken."""
     from preprocess import pack
+    from preprocess.lists import read_lists
 
-    plan = pack.planned(config.images, config.shard_mb, config.synsets, config.store)
+    wanted = read_lists(config.lists, config.splits)
+    plan = pack.planned(config.images, config.shard_mb, config.synsets, config.store, wanted)
     pack.open_folder(config.out, plan)
     return PackWork(plan, config.out, session)
 
@@ -87,7 +93,11 @@ class PackWork:
             del self._left[0]
         if not self._left and not pack.is_finished(self._out, self._plan):
             index = pack.write_index(self._out, self._plan)
-            self._session.events.write("packed", images=len(index.samples), fingerprint=index.fingerprint)
+            missing = self._plan.not_there
+            told = {"listed_but_not_there": len(missing), "first": missing[:5]} if missing else {}
+            self._session.events.write(
+                "packed", images=len(index.samples), fingerprint=index.fingerprint, **told
+            )
 
     def _pack(self, number: int) -> None:
         """Pack a shard, unless another worker does so first: who writes the index then clears away what we write."""

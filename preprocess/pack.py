@@ -38,6 +38,7 @@ from get3d_cluster.data.rendered import ANGLES, image_name, read_angles
 from get3d_cluster.errors import UsageError
 from get3d_cluster.storage.local import write_atomic
 from preprocess.images import make_output_folder
+from preprocess.lists import Wanted
 from preprocess.summary import PAGE, SHEET
 
 PARTS = "parts"
@@ -92,18 +93,26 @@ class Plan:
     shards: tuple[tuple[Model, ...], ...]
     digest: str
     """Of everything the plan was made from; marks what was packed from it."""
+    not_there: tuple[str, ...] = ()
+    """What lists name and the folder does not hold: not rendered, or given up by the job `render`."""
 
     def num_images(self, number: int) -> int:
         """Count the images of one shard."""
         return sum(len(model.views) for model in self.shards[number])
 
 
-def planned(images: Path, shard_mb: int, synsets: Sequence[str] = (), store: Store = "auto") -> Plan:
-    """Look through the rendered folder and decide what goes where.
+def planned(
+    images: Path,
+    shard_mb: int,
+    synsets: Sequence[str] = (),
+    store: Store = "auto",
+    wanted: Wanted | None = None,
+) -> Plan:
+    """Look through the rendered folder and decide what goes where, of the models of lists or of all.
 
-    Raises: UsageError naming the path if a folder, image or camera is missing or does not fit.
+    Raises: UsageError naming the path if a folder, image or camera is missing or does not fit, or no model is listed.
     """
-    models = _found(images, synsets)
+    models = _found(images, synsets, wanted)
     resolution = _resolution_of(models[0].views[0].path)
     shards = _cut(models, shard_mb * 2**20)
     rows = [
@@ -124,14 +133,21 @@ def planned(images: Path, shard_mb: int, synsets: Sequence[str] = (), store: Sto
     is_tiff = store == "tiff" or (store == "auto" and resolution >= TIFF_FROM_PX)
     decided = [resolution, rows, *(["tiff"] if is_tiff else [])]
     digest = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
-    return Plan(images=images, resolution=resolution, is_tiff=is_tiff, shards=shards, digest=digest)
+    return Plan(
+        images=images,
+        resolution=resolution,
+        is_tiff=is_tiff,
+        shards=shards,
+        digest=digest,
+        not_there=_not_there(models, synsets, wanted),
+    )
 
 
-def rendered_keys(images: Path, synsets: Sequence[str] = ()) -> list[str]:
+def rendered_keys(images: Path, synsets: Sequence[str] = (), wanted: Wanted | None = None) -> list[str]:
     """Return the keys of all views in a rendered folder. Raises: UsageError as ``planned``."""
     return [
         f"{model.synset}/{model.model}/{view.path.stem}"
-        for model in _found(images, synsets)
+        for model in _found(images, synsets, wanted)
         for view in model.views
     ]
 
@@ -142,7 +158,7 @@ def open_folder(out: Path, plan: Plan) -> None:
     mark = out / PARTS / PLAN_NAME
     if (out / INDEX_NAME).exists() and _text(mark) != plan.digest:
         raise UsageError(
-            f"out={out} holds a dataset packed from other images, cameras, shard_mb or store",
+            f"out={out} holds a dataset packed from other images, cameras, lists, shard_mb or store",
             f"choose another out=, or delete {out} if no run uses it any more",
         )
     if _text(mark) != plan.digest:
@@ -202,7 +218,7 @@ def write_index(out: Path, plan: Plan) -> Index:
     return read_index(out)
 
 
-def _found(images: Path, synsets: Sequence[str]) -> list[Model]:
+def _found(images: Path, synsets: Sequence[str], wanted: Wanted | None) -> list[Model]:
     root = images / "img"
     if not root.is_dir():
         raise UsageError(f"images={images} holds no rendered images: {root} is missing", "render them first")
@@ -212,10 +228,23 @@ def _found(images: Path, synsets: Sequence[str]) -> list[Model]:
             raise UsageError(
                 f"synset {synset!r} is no folder of {root}", f"choose from: {', '.join(_folder_names(root))}"
             )
-    models = [_model(images, synset, model) for synset in chosen for model in _folder_names(root / synset)]
-    if not models:
+    names = [(synset, model) for synset in chosen for model in _folder_names(root / synset)]
+    if not names:
         raise UsageError(f"{root} holds no models", "render them first")
-    return models
+    kept = [name for name in names if not (wanted and wanted.why_not(*name))]
+    if not kept:
+        assert wanted
+        raise UsageError(
+            f"none of the {len(names)} models of {root} is named in {wanted.source}",
+            f"set lists= and splits= to what names them, such as {'/'.join(names[0])}, or leave both out",
+        )
+    return [_model(images, *name) for name in kept]
+
+
+def _not_there(models: Sequence[Model], synsets: Sequence[str], wanted: Wanted | None) -> tuple[str, ...]:
+    """Return what is listed and not found, in the chosen categories."""
+    missing = [name for name, _ in wanted.missing(models)] if wanted else []
+    return tuple(name for name in missing if not synsets or name.rpartition("/")[0] in ("", *synsets))
 
 
 def _model(images: Path, synset: str, model: str) -> Model:

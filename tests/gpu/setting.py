@@ -1,12 +1,14 @@
 """What the checks share: sizes, random data, stand-ins for packages that a bare GPU machine lacks, and measuring."""
 
+import contextlib
 import hashlib
 import importlib.util
 import io
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -318,3 +320,36 @@ def reset_peak(device: str) -> None:
 def peak_gib(device: str) -> float:
     """Return the most memory that tensors took since ``reset_peak``; 0 on the CPU."""
     return round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.startswith("cuda") else 0.0
+
+
+@contextlib.contextmanager
+def utilisation(setting: Setting, every_s: float = 0.1) -> Iterator[Facts]:
+    """Ask the driver meanwhile how busy the GPU is; the mapping is filled at the end, and empty on a CPU.
+
+    The driver tells the share of time in which any kernel ran, in percent.
+    """
+    facts: Facts = {}
+    if not setting.device.startswith("cuda"):
+        yield facts
+        return
+    found: list[int] = []
+    why: list[str] = []
+    is_over = threading.Event()
+
+    def sample() -> None:
+        try:
+            while not is_over.wait(every_s):
+                found.append(torch.cuda.utilization(setting.device))
+        except Exception as error:  # a thread tells nobody else
+            why.append(f"SKIPPED: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield facts
+    finally:
+        is_over.set()
+        thread.join()
+    told = why or [round(statistics.mean(found), 1) if found else "SKIPPED: too short for a sample"]
+    facts["utilisation of the GPU, %"] = told[0]
+    facts["utilisation: samples"] = len(found)

@@ -1,12 +1,13 @@
-"""How fast the paper's size is on one GPU. Measures what there is: switches of torch, not features of ours.
+"""How fast the paper's size is on one GPU: with the keys of `precision`, and with switches of torch beside them.
 
 Nothing here can fail for being slow; read the numbers.
 """
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from get3d_cluster.get3d.camera import clip_matrices
 from get3d_cluster.get3d.losses import discriminator_loss, r1_penalty
 from get3d_cluster.get3d.raster.surface import to_clip
 from get3d_cluster.train import numerics
+from get3d_cluster.train.config import PrecisionConfig
 from get3d_cluster.train.phases import GENERATOR_STREAMS, generate, generator_shard
 from tests.gpu.setting import (
     Check,
@@ -27,34 +29,42 @@ from tests.gpu.setting import (
     peak_gib,
     reset_peak,
     trainer,
+    utilisation,
+    wait_for_device,
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """How a training computes: keys that a user may set, and switches of torch that nobody can."""
+
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    exact: bool = True
+    autotune: bool = False
+
+
+BOTH = PrecisionConfig(amp="bf16", tf32=True)
+MODES = {  # free: without deterministic algorithms
+    "as trained": Mode(),
+    "tf32": Mode(precision=PrecisionConfig(tf32=True)),
+    "bf16": Mode(precision=PrecisionConfig(amp="bf16")),
+    "bf16 tf32": Mode(precision=BOTH),
+    "free": Mode(exact=False),
+    "free bf16 tf32": Mode(precision=BOTH, exact=False),
+    "free bf16 tf32 autotuned": Mode(precision=BOTH, exact=False, autotune=True),
+}
+
+
 @contextlib.contextmanager
-def switches(
-    setting: Setting, *, exact: bool = True, tf32: bool = False, autotune: bool = False, bf16: bool = False
-) -> Iterator[None]:
-    """Set switches of torch, and put back what a training uses."""
-    torch.use_deterministic_algorithms(mode=exact)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = autotune
-    kind = setting.device.partition(":")[0]
+def switches(setting: Setting, mode: Mode) -> Iterator[None]:
+    """Set switches of torch as for ``mode``, and put back what a training uses. Makers of trainers set them anew."""
+    numerics.fix(setting.device, tf32=mode.precision.tf32)
+    torch.use_deterministic_algorithms(mode=mode.exact)
+    torch.backends.cudnn.benchmark = mode.autotune
     try:
-        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
-            yield
+        yield
     finally:
         numerics.fix(setting.device)
-
-
-MODES: dict[str, dict[str, bool]] = {  # free: without deterministic algorithms
-    "as trained": {},
-    "free": {"exact": False},
-    "exact TF32": {"tf32": True},
-    "free TF32": {"exact": False, "tf32": True},
-    "free bf16 autocast": {"exact": False, "bf16": True},
-    "free autotuned": {"exact": False, "autotune": True},
-    "free TF32 autotuned": {"exact": False, "tf32": True, "autotune": True},
-}
 
 
 def check_visibility(setting: Setting) -> Facts:
@@ -101,19 +111,44 @@ def _rendered(meshes: Any, matrices: Tensor, size: int) -> None:
 def check_parts(setting: Setting) -> Facts:
     """Milliseconds of each part of a step, as trained."""
     work = trainer(setting, full_size(setting))
-    with switches(setting):
+    with switches(setting, Mode()):
         return {f"{name}, ms": _time(setting, call) for name, call in _parts(work).items()}
 
 
-def _check_of(name: str, chosen: dict[str, bool]) -> Check:
+def _check_of(name: str, mode: Mode) -> Check:
     def check(setting: Setting) -> Facts:
-        work = trainer(setting, full_size(setting))
-        with switches(setting, **chosen):
-            return _rate(setting, work)
+        work = trainer(setting, replace(full_size(setting), precision=mode.precision))
+        with switches(setting, mode):
+            return _whole_steps(setting, work) | _rate(setting, work)
 
     check.__name__ = f"check_rate_{name.replace(' ', '_')}"
-    check.__doc__ = f"Images a second, {name}; R1 every 16 steps is counted as its sixteenth part."
+    check.__doc__ = f"Images a second of whole steps and of phases, {name}; {_keys(mode.precision)}."
     return check
+
+
+def _keys(precision: PrecisionConfig) -> str:
+    return f"precision.amp={precision.amp} precision.tf32={str(precision.tf32).lower()}"
+
+
+def _whole_steps(setting: Setting, work: Any) -> Facts:
+    """Time as many steps as hold one R1 phase, after two; what the GPU says of itself meanwhile."""
+    for _ in range(2):
+        work.step()
+    reset_peak(setting.device)
+    interval = work.config.loss.r1_interval
+    wait_for_device(setting.device)
+    with utilisation(setting) as busy:
+        begun_s = time.perf_counter()
+        for _ in range(interval):
+            work.step()
+        wait_for_device(setting.device)
+        seconds = time.perf_counter() - begun_s
+    assert not work.counters.skipped_steps, f"{work.counters.skipped_steps} steps were not finite"
+    return {
+        "images/s of whole steps": round(interval * work.config.batch.size / seconds, 2),
+        "peak GiB of whole steps": peak_gib(setting.device),
+        **busy,
+    }
 
 
 def check_compiled_discriminator(setting: Setting) -> Facts:
@@ -121,20 +156,21 @@ def check_compiled_discriminator(setting: Setting) -> Facts:
     work = trainer(setting, full_size(setting))
     images, cameras, _ = work._reals(0)
     judge = work.discriminator
-    facts: Facts = {"plain, ms": _time(setting, lambda: _judge(judge, images, cameras))}
-    if setting.toy:
-        return facts  # compiling takes longer than a test may
-    with switches(setting, exact=False):
-        compiled = torch.compile(judge)
-        facts["compiled, ms"] = _time(setting, lambda: _judge(compiled, images, cameras))
+    facts: Facts = {}
+    with switches(setting, Mode(exact=False)):
+        ways = {"plain": judge} if setting.toy else {"plain": judge, "compiled": torch.compile(judge)}
+        for dtype in (None, torch.bfloat16):  # compiling takes longer than a test may
+            for way, model in ways.items():
+                name = f"{way}{', bf16' if dtype else ''}, ms"
+                facts[name] = _time(setting, functools.partial(_judge, model, images, cameras, dtype))
     return facts
 
 
-def _judge(judge: Any, images: Tensor, cameras: Tensor) -> None:
-    logits = judge(images, cameras)
-    logits.rgb.sum().backward(retain_graph=True)
-    logits.mask.sum().backward()
-    _clear(judge)
+def _judge(model: Any, images: Tensor, cameras: Tensor, dtype: torch.dtype | None) -> None:
+    """Take one forward and one backward pass through both heads, as the discriminator's phase does."""
+    logits = model(images, cameras, dtype=dtype)
+    (logits.rgb.sum() + logits.mask.sum()).backward()
+    _clear(model)
 
 
 def _rate(setting: Setting, work: Any) -> Facts:
@@ -232,6 +268,6 @@ def _clear(model: Any) -> None:
 CHECKS: tuple[Check, ...] = (
     check_visibility,
     check_parts,
-    *(_check_of(name, chosen) for name, chosen in MODES.items()),
+    *(_check_of(name, mode) for name, mode in MODES.items()),
     check_compiled_discriminator,
 )

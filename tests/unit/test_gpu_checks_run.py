@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +15,11 @@ import pytest
 import torch
 
 from get3d_cluster import config as configuration
+from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.train.trainer import Get3dTrainer
 from jobs.train import Config
 from tests import fake_nvdiffrast
-from tests.gpu import fullsize, parity
+from tests.gpu import fullsize, parity, speed
 from tests.gpu import setting as shared
 from tests.gpu.__main__ import PARTS
 from tests.gpu.setting import Check, Setting, Skipped
@@ -149,3 +153,76 @@ def test_a_check_that_fails_or_takes_too_long_fails_the_part(tmp_path: Path) -> 
     nan = torch.tensor([float("nan")])
     with pytest.raises(AssertionError, match="not finite"):
         shared.difference(nan, nan)
+
+
+@pytest.mark.filterwarnings("default")
+def test_rates_are_those_of_the_keys_that_a_user_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[str, bool]] = []
+
+    def step(self: Get3dTrainer) -> None:
+        real(self)
+        precision, row = self.config.precision, read_rows(self._session.run.metrics_path)[-1]
+        assert math.isfinite(row["loss_g"] + row["loss_d"])
+        assert (self.generator.dtype == torch.bfloat16) == (precision.amp == "bf16")
+        assert torch.backends.cudnn.allow_tf32 == precision.tf32
+        assert not torch.is_autocast_enabled("cpu")
+        taken.append((precision.amp, precision.tf32))
+
+    real = Get3dTrainer.step
+    monkeypatch.setattr(Get3dTrainer, "step", step)
+    for name, mode in speed.MODES.items():
+        del taken[:]
+        facts = speed._check_of(name, mode)(Setting(device="cpu", folder=tmp_path / name, toy=True))
+        assert facts["images/s of whole steps"] > 0
+        assert taken == [(mode.precision.amp, mode.precision.tf32)] * (2 + 3)  # of which one has an R1 phase
+
+
+def test_a_rate_of_steps_that_are_not_finite_is_none(tmp_path: Path) -> None:
+    setting = Setting(device="cpu", folder=tmp_path, toy=True)
+    work = shared.trainer(setting, shared.full_size(setting))
+    with torch.no_grad():
+        next(work.discriminator.parameters()).fill_(math.nan)
+    with pytest.raises(AssertionError, match="not finite"):
+        speed._whole_steps(setting, work)
+
+
+def test_one_backward_pass_through_both_heads_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(device="cpu", folder=tmp_path, toy=True)
+    work = shared.trainer(setting, shared.full_size(setting))
+    passes: list[int] = []
+    real = torch.Tensor.backward
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda self, *a, **k: (passes.append(1), real(self, *a, **k))
+    )
+    images, cameras, _ = work._reals(0)
+    speed._judge(work.discriminator, images, cameras, torch.bfloat16)
+    assert passes == [1]
+
+
+def test_the_gpu_is_asked_while_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: (asked.append(device), 40 * len(asked))[1])
+    setting = Setting(device="cuda:1", folder=tmp_path, toy=True)
+    with shared.utilisation(setting, every_s=0.001) as facts:
+        while len(asked) < 2:
+            time.sleep(0.001)
+    assert asked[0] == "cuda:1"
+    assert facts["utilisation of the GPU, %"] >= 60
+    assert facts["utilisation: samples"] == len(asked)
+
+
+def test_a_missing_package_for_utilisation_is_told_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(device: str) -> int:
+        raise ModuleNotFoundError("pynvml does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", missing)
+    setting = Setting(device="cuda:0", folder=tmp_path, toy=True)
+    with shared.utilisation(setting, every_s=0.0) as facts:
+        time.sleep(0.05)
+    assert facts["utilisation of the GPU, %"].startswith("SKIPPED: ModuleNotFoundError: pynvml")

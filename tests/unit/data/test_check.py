@@ -14,6 +14,7 @@ from get3d_cluster.data.format import INDEX_NAME, PackedImages
 from get3d_cluster.errors import DifferenceError, StorageError, UsageError
 from jobs import check as job
 from preprocess import pack
+from preprocess.lists import Wanted, read_lists
 
 NUM_VIEWS = 3
 MODELS = ["0a", "0b", "0c", "0d"]
@@ -32,8 +33,8 @@ def render(root: Path, models: list[str]) -> Path:
     return root
 
 
-def pack_all(rendered: Path, out: Path) -> Path:
-    plan = pack.planned(rendered, 1)
+def pack_all(rendered: Path, out: Path, wanted: Wanted | None = None) -> Path:
+    plan = pack.planned(rendered, 1, wanted=wanted)
     pack.open_folder(out, plan)
     for number in range(len(plan.shards)):
         pack.pack_shard(out, plan, number)
@@ -218,3 +219,12 @@ def test_a_shard_that_another_tar_wrote_is_no_longer_the_dataset(data, tmp_path)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     assert findings(work_of(data, tmp_path / "run"), tmp_path / "run")
+
+
+def test_views_that_were_never_to_be_packed_are_not_missing(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("0a\n0c\n")
+    lists = (tmp_path / "few.txt",)
+    data = pack_all(rendered, tmp_path / "some", read_lists(lists))
+    finish(work_of(data, tmp_path / "run", images=rendered, lists=lists))
+    with pytest.raises(DifferenceError, match="6 missing"):
+        finish(work_of(data, tmp_path / "without", images=rendered))

@@ -17,6 +17,7 @@ from get3d_cluster.storage import local
 from jobs import pack as job
 from jobs import shapes as shapes_job
 from preprocess import pack
+from preprocess.lists import read_lists
 
 NUM_VIEWS = 3
 
@@ -377,3 +378,63 @@ def test_webdataset_reads_images_and_cameras(rendered: Path, tmp_path: Path) -> 
     assert len(cameras[0]["rotation_deg"]) == NUM_VIEWS
     wanted = np.asarray(Image.open(rendered / "img/02958343/0c/001.png"))
     np.testing.assert_array_equal(pictures["02958343/0c/001"], wanted)
+
+
+ALL_CSV = """id,synsetId,subSynsetId,modelId,split
+1,2958343,,0a,train
+2,2958343,,0b,val
+3,2958343,,0d,train
+4,2958343,,never_rendered,train
+5,3001627,,other,train
+"""
+
+
+def models_in(out: Path) -> list[str]:
+    return sorted({sample.key.split("/")[1] for sample in read_index(out).samples})
+
+
+def test_images_rendered_elsewhere_are_split_as_lists_say(rendered: Path, tmp_path: Path) -> None:
+    table, few = tmp_path / "all.csv", tmp_path / "few.txt"
+    table.write_text(ALL_CSV)
+    few.write_text("# mine\n02958343/0c\n0e\n")
+    run(work_of(rendered, tmp_path / "train", lists=(table,), splits=("train",)))
+    assert models_in(tmp_path / "train") == ["0a", "0d"]
+    run(work_of(rendered, tmp_path / "val", lists=(table,), splits=("val",)))
+    assert models_in(tmp_path / "val") == ["0b"]
+    run(work_of(rendered, tmp_path / "mine", lists=(few,)))
+    assert models_in(tmp_path / "mine") == ["0c", "0e"]
+    with pytest.raises(UsageError, match="lists"):  # the folder holds another split
+        work_of(rendered, tmp_path / "train", lists=(table,), splits=("val",))
+
+
+def test_what_is_listed_and_was_never_rendered_is_told(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text(ALL_CSV)
+    wanted = read_lists((tmp_path / "all.csv",), ("train",))
+    plan = pack.planned(rendered, 1, ("02958343",), wanted=wanted)
+    assert plan.not_there == ("02958343/never_rendered",)
+    assert pack.planned(rendered, 1, wanted=wanted).not_there == (
+        "02958343/never_rendered",
+        "03001627/other",
+    )
+    assert pack.planned(rendered, 1).not_there == ()
+    said: list[dict[str, object]] = []
+    work = work_of(rendered, tmp_path / "out", lists=(tmp_path / "all.csv",), splits=("train",))
+    work._session.events.write = lambda name, **fields: said.append({"event": name, **fields})
+    run(work)
+    assert [(row["event"], row["listed_but_not_there"]) for row in said] == [("packed", 2)]
+
+
+def test_a_model_that_no_list_names_may_be_broken(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("0a\n")
+    shutil.rmtree(rendered / "camera" / "02958343" / "0b")
+    run(work_of(rendered, tmp_path / "out", lists=(tmp_path / "few.txt",)))
+    assert models_in(tmp_path / "out") == ["0a"]
+
+
+def test_lists_that_name_nothing_there_are_refused(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("zz\n")
+    with pytest.raises(UsageError, match=r"none of the 5 models .* is named in few.txt") as error:
+        work_of(rendered, tmp_path / "out", lists=(tmp_path / "few.txt",))
+    assert "02958343/0a" in error.value.way_out
+    with pytest.raises(UsageError, match="chooses from no list"):
+        work_of(rendered, tmp_path / "out", splits=("train",))
