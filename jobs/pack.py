@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from get3d_cluster.core.job import Position, Resources
 from get3d_cluster.errors import StorageError
@@ -94,7 +94,9 @@ class PackWork:
         if not self._left and not pack.is_finished(self._out, self._plan):
             index = pack.write_index(self._out, self._plan)
             missing = self._plan.not_there
-            told = {"listed_but_not_there": len(missing), "first": missing[:5]} if missing else {}
+            told: dict[str, Any] = (
+                {"listed_but_not_there": len(missing), "first": missing[:5]} if missing else {}
+            )
             self._session.events.write(
                 "packed", images=len(index.samples), fingerprint=index.fingerprint, **told
             )
