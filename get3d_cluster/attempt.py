@@ -17,11 +17,14 @@ from get3d_cluster.core.job import Cause, Outcome, RetryConfig
 from get3d_cluster.core.policy import Action, after_attempt
 from get3d_cluster.dist.group import Group, SoloGroup, meet
 from get3d_cluster.errors import ExitCode, Get3dError, UsageError
-from get3d_cluster.runtime import failures, lease, loop, watchdog
+from get3d_cluster.runtime import failures, lease, watchdog
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
+from get3d_cluster.runtime.ending import End, Ended
 from get3d_cluster.runtime.env import describe, device_of, host, read_worker_env
 from get3d_cluster.runtime.events import EventLog, MetricLog
 from get3d_cluster.runtime.failures import Failure
+from get3d_cluster.runtime.items import run_items
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.notices import Notices
 from get3d_cluster.runtime.run_folder import RunFolder, write_json
 from get3d_cluster.runtime.session import Session
@@ -159,7 +162,7 @@ class _Worker:
             return self._outcome(told, code, start_step, message=f"failed while leaving: {message}")
         return self._outcome(_CAUSES.get(code, Cause.REFUSED), code, start_step, message=message)
 
-    def _work(self) -> loop.Ended:
+    def _work(self) -> Ended:
         pulse = self._watched()
         session = self._session(watchdog.CountedGroup(self._meet(), pulse), pulse)
         if self._env.is_lead:
@@ -168,14 +171,14 @@ class _Worker:
             session.events.write("attempt-start", world_size=self._env.world_size, host=hosts[0], **who)
         work = self._job.make(self._config, session)
         if self._shares_items:
-            return loop.run_items(work, session, self._stop_reason)
+            return run_items(work, session, self._stop_reason)
         checkpoints = Checkpoints(
             open_storage(self._run.checkpoints_dir),
             self._config.checkpoint,
             self._check_owner,
             more_tiers(self._config.checkpoint, self._spec, self._config.resources.nodes),
         )
-        ended = loop.run_steps(
+        ended = run_steps(
             work, session, checkpoints, self._config.checkpoint, self._stop_reason, self._is_fenced
         )
         session.group.close()
@@ -230,17 +233,17 @@ class _Worker:
             return StopReason(cause=Cause.SUSPENDED)
         return open_scheduler(self._spec.scheduler).stop_reason(self._run, self._attempt)
 
-    def _ended_well(self, ended: loop.Ended) -> Outcome:
+    def _ended_well(self, ended: Ended) -> Outcome:
         self._digest, self._not_bitwise_from = ended.digest, ended.not_bitwise_from
         start, end, saved = ended.start_step, ended.step, ended.saved_step
-        if ended.end is loop.End.FINISHED:
+        if ended.end is End.FINISHED:
             return self._outcome(Cause.FINISHED, ExitCode.FINISHED, start, end_step=end, saved_step=saved)
         cause = self._stop_reason().cause
         first = failures.first(self._run.attempt_dir(self._attempt))
         if first and cause not in _TOLD:
             return self._outcome_of_failure(first, start)
         code, message = ExitCode.SUSPENDED, f"saved at step {saved}"
-        if ended.end is loop.End.SUSPENDED_PERIODIC:
+        if ended.end is End.SUSPENDED_PERIODIC:
             code = ExitCode.SUSPENDED_PERIODIC
             message = f"no time to save: {end - saved} steps since step {saved} will be done again"
         code = ExitCode.CANCELLED if cause is Cause.CANCELLED else code

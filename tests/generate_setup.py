@@ -7,7 +7,8 @@ from typing import Any
 from get3d_cluster import config as configuration
 from get3d_cluster.core.job import CheckpointConfig, JobSpec
 from get3d_cluster.runtime.checkpoint import Checkpoints
-from get3d_cluster.runtime.loop import End, run_items
+from get3d_cluster.runtime.ending import End
+from get3d_cluster.runtime.items import run_items
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
 from jobs import generate

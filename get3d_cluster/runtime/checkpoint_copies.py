@@ -181,6 +181,13 @@ class Copies:
         return ""
 
 
+def awaited_until_s(noticed_s: float | None, grace_s: float | None) -> float:
+    """Return until when, by the monotonic clock, an attempt that was told to stop may wait for copies."""
+    if grace_s is None or noticed_s is None:
+        return time.monotonic() + PATIENCE_S
+    return noticed_s + grace_s - LEAVE_S
+
+
 def wait_together(copies: Copies, group: Group, until_s: float, is_called_away: Callable[[], bool]) -> None:
     """Return, on all ranks at one time, once all is copied; or rank 0's clock says ``until_s``; or any is called away.
 

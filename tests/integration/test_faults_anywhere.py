@@ -23,7 +23,7 @@ from get3d_cluster.attempt import run_worker
 from get3d_cluster.config import find_job
 from get3d_cluster.dist.tree import GradientReducer
 from get3d_cluster.errors import ExitCode
-from get3d_cluster.runtime import loop
+from get3d_cluster.runtime import progress
 from get3d_cluster.runtime.checkpoint import list_checkpoints
 from get3d_cluster.runtime.events import read_rows
 from get3d_cluster.runtime.notices import Notices
@@ -43,7 +43,7 @@ def attempt(run: RunFolder, meet: Meet = go_on) -> int:
     """Make one attempt in a child, every call of which passes ``meet``; return its exit code."""
 
     def act() -> int:
-        loop.PROGRESS_S = math.inf  # whatever the speed of this machine, the calls are the same each time
+        progress.PROGRESS_S = math.inf  # whatever the speed of this machine, the calls are the same each time
         with fault_points(run.path, meet):
             return run_worker([str(run.path)], Notices())
 

@@ -10,7 +10,8 @@ import pytest
 
 from get3d_cluster.core.job import Cause, CheckpointConfig
 from get3d_cluster.runtime.checkpoint import Checkpoints, state_digest
-from get3d_cluster.runtime.loop import End, run_steps
+from get3d_cluster.runtime.ending import End
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage

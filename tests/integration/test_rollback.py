@@ -18,8 +18,9 @@ from get3d_cluster.errors import HeldError, StorageError
 from get3d_cluster.report.headline import details
 from get3d_cluster.report.reading import read_run
 from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints
+from get3d_cluster.runtime.ending import End, Ended
 from get3d_cluster.runtime.events import MetricLog, read_rows
-from get3d_cluster.runtime.loop import End, Ended, run_steps
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.run_folder import RunFolder, read_json
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.simulate import new_run

@@ -14,7 +14,7 @@ from get3d_cluster.cli.status import row_of
 from get3d_cluster.core.job import Cause, JobSpec, Outcome, Position, Resources
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import ExitCode, SchedulerError
-from get3d_cluster.runtime.loop import Progress
+from get3d_cluster.runtime.progress import Progress
 from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.schedulers import notes, slurm, slurm_end, slurm_files, slurm_query, slurm_start
 from get3d_cluster.schedulers.slurm import SlurmScheduler
@@ -579,7 +579,7 @@ def test_an_element_that_counted_before_others_ended_their_items_takes_nothing_b
     behind.show(Position(step=8, num_steps=9), 1.0, always=True)
     assert run.saved_step() == 9
     hour_later = time.time() + 3600
-    monkeypatch.setattr("get3d_cluster.runtime.loop.time.time", lambda: hour_later)
+    monkeypatch.setattr("get3d_cluster.runtime.progress.time.time", lambda: hour_later)
     behind.show(Position(step=5, num_steps=9), 1.0, always=True)  # somebody removed files meanwhile
     assert run.saved_step() == 5
 
@@ -599,9 +599,9 @@ def test_many_elements_together_tell_their_progress_a_few_times_a_second(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("get3d_cluster.runtime.loop.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("get3d_cluster.runtime.progress.time.monotonic", lambda: now_s[0])
     written: list[float] = []
-    monkeypatch.setattr("get3d_cluster.runtime.loop.write_json", lambda *_: written.append(now_s[0]))
+    monkeypatch.setattr("get3d_cluster.runtime.progress.write_json", lambda *_: written.append(now_s[0]))
     one = progress_of(run, 3, rank=3, world_size=400)
     for _ in range(1000):
         one.show(Position(step=1, num_steps=9), 1.0)

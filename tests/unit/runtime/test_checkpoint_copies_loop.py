@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position
-from get3d_cluster.runtime import checkpoint_copies, loop
+from get3d_cluster.runtime import checkpoint_copies
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.checkpoint_files import names_in, step_of
 from get3d_cluster.runtime.checkpoint_link import Link
+from get3d_cluster.runtime.ending import End, Ended
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.loop import End, run_steps
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
@@ -84,9 +85,7 @@ def checkpoints_of(session: Session, background_mb: float = 0.0) -> Checkpoints:
     return Checkpoints(storage, config, lambda: None, more_tiers(config, SPEC, 1))
 
 
-def go(
-    session: Session, num_steps: int, told_at: int = 0, grace_s: float | None = None, **how: Any
-) -> loop.Ended:
+def go(session: Session, num_steps: int, told_at: int = 0, grace_s: float | None = None, **how: Any) -> Ended:
     checkpoints, reason = checkpoints_of(session, **how), StopReason(cause=Cause.PREEMPTED, grace_s=grace_s)
     work = Work(session, num_steps, told_at)
     return run_steps(work, session, checkpoints, checkpoints.config, lambda: reason)

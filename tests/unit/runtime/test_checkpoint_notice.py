@@ -11,12 +11,14 @@ import torch
 
 from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.errors import FencedError
-from get3d_cluster.runtime import loop
 from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints, state_digest
 from get3d_cluster.runtime.checkpoint_link import Link, WriterDiedError
+from get3d_cluster.runtime.ending import End, Ended, Plan
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.loop import End, run_steps
+from get3d_cluster.runtime.history import History
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.session import Session
+from get3d_cluster.runtime.step_saves import StepSaves
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
 from tests.sessions import session_of
@@ -71,7 +73,7 @@ def slow_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Link, "receive", lambda link: (time.sleep(0.2), real(link))[1])
 
 
-def go(session: Session, told_at: int) -> loop.Ended:
+def go(session: Session, told_at: int) -> Ended:
     return run_steps(Work(session, told_at), session, checkpoints_of(session), EVERY_3, lambda: NO_HURRY)
 
 
@@ -101,7 +103,7 @@ def test_steps_go_on_while_a_save_is_in_flight_and_no_second_one_begins(session:
 def test_a_short_time_is_used_for_the_last_step_not_for_the_save_in_flight(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop._StepLoop, "_plan", lambda *_: loop._Plan.DROP_AND_SAVE)
+    monkeypatch.setattr(StepSaves, "plan", lambda *_: Plan.DROP_AND_SAVE)
     assert go(session, told_at=4).saved_step == 4
     assert [info.step for info in list_checkpoints(session.run, verify=True)] == [4]
 
@@ -110,7 +112,7 @@ def test_a_short_time_is_used_for_the_last_step_not_for_the_save_in_flight(
 def test_without_time_for_another_one_the_save_in_flight_is_finished(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop._StepLoop, "_plan", lambda *_: loop._Plan.NOTHING)
+    monkeypatch.setattr(StepSaves, "plan", lambda *_: Plan.NOTHING)
     ended = go(session, told_at=4)
     assert (ended.end, ended.step, ended.saved_step) == (End.SUSPENDED_PERIODIC, 4, 3)
     assert checkpoints_of(session).load().step == 3
@@ -134,11 +136,11 @@ def test_the_time_left_decides_what_is_saved(
     session: Session, grace_s: float | None, flight: tuple[Any, ...] | None, plan: str
 ) -> None:
     work = Work(session, told_at=0)
-    made = loop._StepLoop(work, session, checkpoints_of(session), EVERY_3, lambda: False)
+    made = StepSaves(work, session, checkpoints_of(session), EVERY_3, History(session))
     work.done, made._longest_save_s = 4, 10.0  # with the safety, a save takes 15 s
     session.notices.received.append((int(signal.SIGUSR1), time.monotonic()))
     made._saver.flight = SimpleNamespace(step=flight[0], tier=flight[1]) if flight else None
-    assert made._plan(grace_s) == plan
+    assert made.plan(grace_s) == plan
     assert len(events(session, "too-late")) == (plan == "nothing")
 
 

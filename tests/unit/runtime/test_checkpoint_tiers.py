@@ -17,8 +17,9 @@ from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.checkpoint_copies import Copied, Copies
 from get3d_cluster.runtime.checkpoint_files import names_in
 from get3d_cluster.runtime.checkpoint_saver import Saver
+from get3d_cluster.runtime.ending import End
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.loop import End, run_steps
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason

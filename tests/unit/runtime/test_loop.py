@@ -17,8 +17,10 @@ from get3d_cluster.runtime.checkpoint import (
     load_optimizer,
     optimizer_state,
 )
+from get3d_cluster.runtime.ending import End
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.loop import End, run_items, run_steps
+from get3d_cluster.runtime.items import run_items
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage

@@ -11,8 +11,9 @@ from get3d_cluster.core.job import Cause, CheckpointConfig, Position
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.errors import HeldError
 from get3d_cluster.runtime.checkpoint import Checkpoints
+from get3d_cluster.runtime.ending import End, Ended
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.loop import End, Ended, run_steps
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.session import Ballot, Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage

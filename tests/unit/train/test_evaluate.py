@@ -15,8 +15,9 @@ from get3d_cluster.errors import CheckpointError, UsageError
 from get3d_cluster.evaluation import features
 from get3d_cluster.evaluation.moments import gaussian_of
 from get3d_cluster.evaluation.progress import frechet_distance
+from get3d_cluster.runtime.ending import End
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.loop import End, run_items
+from get3d_cluster.runtime.items import run_items
 from get3d_cluster.runtime.run_folder import RunFolder
 from jobs import _evaluation, evaluate
 from tests.sessions import session_of

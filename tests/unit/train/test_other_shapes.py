@@ -8,7 +8,8 @@ import pytest
 from get3d_cluster.core.job import Cause, CheckpointConfig
 from get3d_cluster.errors import ExitCode, UsageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints
-from get3d_cluster.runtime.loop import End, run_steps
+from get3d_cluster.runtime.ending import End
+from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
 from tests import train_setup as setup

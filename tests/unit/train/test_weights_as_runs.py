@@ -13,7 +13,7 @@ from get3d_cluster.cli.entry import run as command
 from get3d_cluster.errors import CheckpointError, UsageError
 from get3d_cluster.runtime.checkpoint import Checkpoints, state_digest
 from get3d_cluster.runtime.checkpoint_foreign import load_foreign
-from get3d_cluster.runtime.loop import run_items
+from get3d_cluster.runtime.items import run_items
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.train.first_weights import read_only
 from jobs import generate
