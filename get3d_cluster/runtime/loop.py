@@ -94,7 +94,9 @@ class _StepLoop:
         """Return what decides bits in this attempt beside the state. All ranks call it."""
         on = fingerprint_of_all(self._session.group, self._session.device)
         on["code"] = self._session.group.broadcast(self._session.run.code_digest())
-        return on | (dict(self._work.bits_depend_on()) if isinstance(self._work, DependentWork) else {})
+        if isinstance(self._work, DependentWork):
+            on |= self._work.bits_depend_on()
+        return on
 
     def _write_beginning(self, loaded: Loaded | None) -> None:
         """Write from where it goes on, and what changed of what decides bits: the promise of equal bits ends there."""
