@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
 RESULT = Path(__file__).parent / "results" / "step.json"
 STEPS, ROUNDS = 16, 2
+LEAST_RATIO = 1.5
+"""Images a second here over those in ordinary operations, in each round."""
 
 
 def config_b() -> TrainerConfig:
@@ -90,3 +92,4 @@ def test_steps_of_configuration_b_beside_plain_operations(tmp_path: Path) -> Non
     print(json.dumps(found, indent=1))
     print(f"median ratio {statistics.median(ratios):.2f}")
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    assert min(ratios) >= LEAST_RATIO, ratios

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d import flexicubes as module
+from get3d_cluster.get3d import generator as generators
 from get3d_cluster.get3d import tets
 from get3d_cluster.get3d.config import GeneratorConfig, GridConfig, MappingConfig, RenderConfig, TrunkConfig
 from get3d_cluster.get3d.extraction import Weights
@@ -261,7 +262,21 @@ def test_the_variant_has_the_published_number_of_parameters() -> None:
     assert replace(grid, tet_res=90).num_cells == 90
 
 
-def test_weights_begin_near_one_and_stay_in_their_limits() -> None:
+def test_weights_begin_near_one_and_stay_in_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    trunk = TrunkConfig(resolution_px=16, channel_max=64)
+    generator = Generator(GeneratorConfig(trunk=trunk, grid=GridConfig(kind="flexicubes", cells=8)))
+    kept: list[Weights] = []
+    monkeypatch.setattr(generators, "squashed", lambda raw: kept.append(squashed(raw)) or kept[-1])
+    with torch.no_grad():
+        generator.shapes(generator.map(*torch.randn(2, 4, 512)))
+    (first,) = kept
+    for weights in (first.corners, first.edges):
+        assert len(weights) > 300, "few cubes are cut"
+        assert (weights - 1).abs().max() < 0.4
+        assert ((weights - 1).abs() < 0.2).float().mean() > 0.9
+        assert weights.std() > 0.01
+    assert (first.splits - 0.5).abs().max() < 0.1
     far = squashed(torch.tensor([[-100.0] * 21, [100.0] * 21]))
     assert far.corners[:, 0].tolist() == far.edges[:, 0].tolist() == [0.5, 1.5]
     assert far.splits.tolist() == [0.25, 0.75]

@@ -193,6 +193,25 @@ def test_the_scale_of_the_grid_scales_the_box_and_the_texture_look_up() -> None:
     assert torch.allclose(colours(1.0), colours(0.5), atol=1e-5)
 
 
+def test_points_outside_the_box_have_the_colour_of_its_border(small: Generator) -> None:
+    latents, index = latents_of(small), torch.zeros(3, dtype=torch.int64)
+    beyond = torch.tensor([[0.7, 0.2, 0.1], [0.1, -2.0, 0.3], [0.2, 0.1, 9.0]])
+    found = [
+        small.colours(small.planes(latents), latents, index, points)
+        for points in (beyond, beyond.clamp(-0.5, 0.5))
+    ]
+    assert torch.equal(*found)
+    assert not torch.allclose(found[0], small.background.expand(3, 3))
+
+
+def test_colours_stay_within_256(small: Generator) -> None:
+    latents = latents_of(small)
+    with torch.no_grad():
+        small.colour.weight.mul_(1e6)
+        image = small.render(latents, CAMERAS).image
+    assert (image[:, :3].amin(), image[:, :3].amax()) == (-256, 256)
+
+
 @pytest.fixture
 def mirrored() -> Generator:
     """Return a generator whose shapes are far from the sphere they start from, which is symmetric anyway."""

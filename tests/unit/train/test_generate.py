@@ -77,6 +77,21 @@ def test_another_seed_gives_other_shapes_and_psi_0_gives_one(
     assert (mean / "shape-00000.ply").read_bytes() == (mean / "shape-00001.ply").read_bytes()
 
 
+def test_psi_0_gives_the_mean_of_fresh_styles_or_that_of_the_training(run: RunFolder, tmp_path: Path) -> None:
+    def style(folder: Path, *overrides: str) -> np.ndarray:
+        out, _ = generated(run, folder, "num_shapes=1", "turntable_every=0", *overrides)
+        w: np.ndarray = np.load(out / "shape-00000.latents.npz")["w"][0]
+        return w
+
+    kept = style(tmp_path / "kept", "psi=0", "w_avg_samples=0")
+    few, many = (style(tmp_path / n, "psi=0", f"w_avg_samples={n}") for n in ("200", "400"))
+    assert np.abs(few - kept).max() > 0.1, "after two steps the training's mean is near 0"
+    assert np.abs(few - many).max() < 0.5 * np.abs(few - kept).max(), "both are near the mean of all styles"
+    first = style(tmp_path / "first", "psi=1", "w_avg_samples=0")
+    between = style(tmp_path / "between", "psi=0.5", "w_avg_samples=200")
+    np.testing.assert_allclose(between, few + 0.5 * (first - few), atol=1e-5)
+
+
 def test_what_is_made_is_left_alone_and_what_is_not_is_made(
     run: RunFolder, made: tuple[Path, Any], tmp_path: Path
 ) -> None:

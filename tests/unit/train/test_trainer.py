@@ -261,17 +261,31 @@ def test_a_full_disk_costs_a_picture_not_the_training(scene: Scene) -> None:
     assert read_rows(scene.folder / "full" / "events.jsonl")[-1]["event"] == "watch-failed"
 
 
-def test_a_zero_step_moves_moments_and_no_weight(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    ("step", "overrides", "decays"),
+    [
+        (8, (), 1),
+        (6, (), 0),
+        (7, (), 0),
+        (8, ("optim.generator_zero_step=false",), 0),
+        (8, ("optim.generator_interval=0",), 0),
+    ],
+    ids="{}".format,
+)
+def test_a_zero_step_moves_moments_and_no_weight(
+    scene: Scene, step: int, overrides: tuple[str, ...], decays: int
+) -> None:
     def moments(work: Any) -> float:
         return sum(float(s["exp_avg_sq"].sum()) for s in work.state()["adam_generator"]["state"].values())
 
-    work = advanced(scene.trainer("zero"), 1)
+    work = advanced(scene.trainer("zero", "optim.generator_interval=4", *overrides), 1)
     weights, before = copied(work.state())["generator"], moments(work)
-    work.counters.step = 2
+    work.counters.step = step
     work._zero_step()
     assert state_digest(copied(work.state())["generator"]) == state_digest(weights)
     decay = work.state()["adam_generator"]["param_groups"][0]["betas"][1]
-    assert moments(work) == pytest.approx(before * decay, rel=1e-4)
+    assert moments(work) == pytest.approx(before * decay**decays, rel=1e-4)
+    assert before > 0
 
 
 def test_reusing_fakes_draws_no_second_ones(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
