@@ -76,6 +76,7 @@ class Route:
         self.adder = Adder(self.where)
         self.stages = stages(rank, world_size, num_shards, local_size, rounded_levels)
         self._memory: dict[tuple[tuple[int, int], int, torch.dtype], Tensor] = {}
+        self._pinned: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def memory(
         self, where: tuple[int, int], place: int, like: Tensor, dtype: torch.dtype, size: int
@@ -85,6 +86,15 @@ class Route:
         if key not in self._memory or self._memory[key].numel() < size:
             self._memory[key] = torch.empty(size, dtype=dtype, device=like.device)
         return self._memory[key][:size]
+
+    def pinned(
+        self, place: int, size: int, dtype: torch.dtype, make: Callable[[int, torch.dtype], Tensor]
+    ) -> Tensor:  # [size]
+        """Return memory of the host for a part of a bucket, again and again: to pin memory takes longer than to copy."""
+        key = (place, dtype)
+        if key not in self._pinned or self._pinned[key].numel() < size:
+            self._pinned[key] = make(size, dtype)
+        return self._pinned[key][:size]
 
     def tag(self, stage: int, *, gathers: bool) -> int:
         """Return what sets messages of a stage apart: lanes begin later stages at times of their own."""
@@ -127,9 +137,11 @@ class Journey:
         nodes = [(block, Node(span_of(block), part, i == 0)) for i, (block, part) in enumerate(self.parts)]
         return self._route.adder.total(nodes).tensor
 
-    def move(self, mirror: Tensor) -> None:
-        """Go on with copies of the parts in memory of the host, the first one in ``mirror``."""
-        copies = [mirror, *(torch.empty_like(mirror) for _ in self.parts[1:])]
+    def move(self, mirror: Tensor, make_pinned: Callable[[int, torch.dtype], Tensor]) -> None:
+        """Go on with copies of the parts in pinned memory of the host, the first one in ``mirror``."""
+        others = range(1, len(self.parts))
+        kept = (self._route.pinned(i, mirror.numel(), mirror.dtype, make_pinned) for i in others)
+        copies = [mirror, *kept]
         for copy, (_, tensor) in zip(copies, self.parts, strict=True):
             copy.copy_(tensor, non_blocking=True)
         self.parts = [(block, copy) for copy, (block, _) in zip(copies, self.parts, strict=True)]

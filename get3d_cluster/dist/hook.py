@@ -10,7 +10,7 @@
 docs/hook.md has modes, costs and limits; docs/examples/hook_loop.py is a whole program.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.group import Group, SoloGroup, TorchGroup
 from get3d_cluster.dist.network import Network
+from get3d_cluster.dist.replicas import unlike
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
+from get3d_cluster.errors import UsageError
 
 
 class AllReduceHook:
@@ -45,15 +47,18 @@ class AllReduceHook:
         ``num_extras`` numbers, such as losses, are averaged along with each shard's gradients. ``backwards`` passes
         make up the gradients of a shard.
 
-        Raises: ValueError if there are more workers than shards; UsageError if workers disagree on parameters.
+        Raises: ValueError if there are more workers than shards; UsageError if workers disagree on parameters or begin
+        with other values of them, or if ``group`` is none of this package.
         """
         group = group or group_of_processes()
+        _refuse_other_groups(group)
         found = list(params)
         device = found[0].device if found else torch.device("cpu")
         self.network = network or Network(group, config, device)
         plan = PhasePlan("hook", ((f"parameter {i}", p) for i, p in enumerate(found)), num_extras)
         count = group.world_size if num_shards is None else num_shards
         self._reducer = GradientReducer(plan, group, count, network=self.network, backwards=backwards)
+        _refuse_unlike(group, found)
         self._owns_network = network is None
         self._added = 0
         self._reducer.begin()
@@ -88,6 +93,26 @@ class AllReduceHook:
         self._reducer.close()
         if self._owns_network:
             self.network.close()
+
+
+def _refuse_other_groups(group: object) -> None:
+    if not isinstance(getattr(group, "world_size", None), int):
+        kind = f"{type(group).__module__}.{type(group).__qualname__}"
+        raise UsageError(
+            f"AllReduceHook: group is a {kind}, which this package cannot add over",
+            "leave group out to use all processes of torch.distributed; parts of them are not supported",
+        )
+
+
+def _refuse_unlike(group: Group, parameters: Sequence[nn.Parameter]) -> None:
+    """Make sure that all workers begin with the same weights: averaging gradients would never bring them together."""
+    named = {f"parameter {i} {list(p.shape)}": p for i, p in enumerate(parameters)}
+    if difference := unlike(group, named):
+        raise UsageError(
+            f"AllReduceHook: workers begin with other weights than rank 0, first {difference}",
+            "call torch.manual_seed with one number on all workers before the model is made, or load the same weights "
+            "on all, before the hook is made",
+        )
 
 
 def group_of_processes() -> Group:

@@ -56,7 +56,7 @@ def check_replicas(
 
 
 def unlike(group: Group, tensors: Mapping[str, Tensor]) -> str | None:
-    """Say which tensor is the first that workers have otherwise than rank 0; None: all have the same bits.
+    """Say which tensor is the first that a rank has otherwise than rank 0, and which rank; None: all are equal.
 
     All workers call it. Names, types and shapes may differ, too.
     """
@@ -72,7 +72,9 @@ def unlike(group: Group, tensors: Mapping[str, Tensor]) -> str | None:
     if all(row == rows[0] for row in rows):
         return None
     table = torch.stack(group.all_gather(sums))
-    return next(name for i, name in enumerate(tensors) if len(set(table[:, i].tolist())) > 1)
+    differs = table != table[0]  # [ranks, tensors]
+    first = int(differs.any(dim=0).int().argmax())
+    return f"{list(tensors)[first]} on rank {int(differs[:, first].int().argmax())}"
 
 
 def _number(lines: Sequence[str]) -> int:

@@ -75,6 +75,7 @@ def numeric_fingerprint(device: str = "cpu") -> dict[str, Any]:
         "cuda": torch.version.cuda if is_cuda else None,
         "cudnn": torch.backends.cudnn.version() if is_cuda else None,
         "fp32": _fp32_precisions() if is_cuda else None,
+        "onednn": _onednn(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "variables": variables_set((*VARIABLES, *(GPU_VARIABLES if is_cuda else ()))),
     }
@@ -163,6 +164,19 @@ def _cpu_name() -> str:
     computing = sorted(flag for flag in flags if flag.startswith(_COMPUTING))
     known = " ".join(facts[name] for name in names if name in facts)
     return f"{known} {_digest(' '.join(computing))}"
+
+
+def _onednn() -> dict[str, Any]:
+    """Return whether the CPU computes by oneDNN, and how that treats float32. A GPU's run has work for the CPU, too.
+
+    ``torch.set_float32_matmul_precision`` shows here; to read it back is an error once newer switches were set.
+    """
+    from torch import backends
+
+    onednn: Any = backends.mkldnn
+    kinds = {"matmul": onednn.matmul, "conv": onednn.conv, "rnn": onednn.rnn}
+    precisions = {name: kind.fp32_precision.replace("none", "ieee") for name, kind in kinds.items()}
+    return {"enabled": bool(onednn.enabled), **precisions}
 
 
 def _fp32_precisions() -> dict[str, str]:

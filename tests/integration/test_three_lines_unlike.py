@@ -56,8 +56,8 @@ def saved(folder: Path) -> tuple[dict[str, torch.Tensor], bool]:
 @pytest.mark.parametrize(
     ("what", "named"),
     [
-        ("buffer", "model/0.running_mean"),
-        ("small", "model/0.running_mean"),
+        ("buffer", "model/0.running_mean on rank 1"),
+        ("small", "model/0.running_mean on rank 1"),
         ("names", "place/others/more torch.float32 [3] on rank 1"),
     ],
 )

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from get3d_cluster.core.shards import blocks_of, shards_of
 from get3d_cluster.dist import network
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
@@ -90,3 +91,35 @@ def test_without_nccl_nothing_is_measured_and_the_way_is_through_the_host(monkey
     for config in (ReductionConfig(), ReductionConfig(via="device")):
         found = on_all(2, lambda group, c=config: network_of(group, c, device="cuda").describe())[0]
         assert [(told["via"], told["measured_s"]) for told in found] == [("host", {})] * 2
+
+
+def test_parts_of_a_bucket_go_through_pinned_memory_that_is_made_once(monkeypatch):
+    """The first part in a vector of its own, those of workers whose shards are no one block in memory beside."""
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Noting([]))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_event=lambda _: None))
+
+    def work(group):
+        made = []
+
+        def pinned(size, dtype):
+            made.append(size)
+            return torch.empty(size, dtype=dtype)
+
+        p = torch.nn.Parameter(torch.zeros(1000))
+        network = network_of(group, ReductionConfig(bucket_mb=1e-3))
+        network._stream, network.via, network._pinned = Noting([]), "host", pinned
+        reducer = GradientReducer(PhasePlan("p", [("p", p)]), group, 8, network=network)
+        counts = []
+        for _ in range(3):
+            for _ in reducer.start():
+                p.sum().backward()
+                reducer.add()
+            reducer.finish()
+            counts.append(sum(made))
+        network.close()
+        return counts
+
+    parts = [len(blocks_of(shards_of(rank, 3, 8))) for rank in range(3)]
+    assert max(parts) > 1
+    assert on_all(3, work)[0] == [[1000 * count] * 3 for count in parts]

@@ -1,5 +1,8 @@
 """The mean gradients: the same bits however many workers, buckets and missing gradients there are."""
 
+import threading
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +12,9 @@ from get3d_cluster.core.shards import shards_of
 from get3d_cluster.dist.config import ReductionConfig
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.dist.hook import AllReduceHook
+from get3d_cluster.dist.network import Network
 from get3d_cluster.dist.tree import GradientReducer, PhasePlan
+from get3d_cluster.errors import UsageError
 from tests.workers_in_memory import network_of, on_all, parameters
 
 SIZES = ((5, 3), (17,), (1,), (4, 2, 3), (33,))
@@ -303,6 +308,59 @@ def test_a_closed_hook_lets_go_of_the_model():
     AllReduceHook([p], SoloGroup()).close()
     p.sum().backward()
     assert p.grad.tolist() == [1, 1]
+
+
+def test_workers_that_begin_with_other_weights_are_refused_with_rank_and_parameter():
+    def work(group):
+        frozen = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+        p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.ones(2, 2))
+        for changed in (None, q, frozen):
+            if group.rank == 1 and changed is not None:
+                with torch.no_grad():
+                    changed.view(-1)[0] += 0.5
+            network = network_of(group)
+            if changed is None:
+                AllReduceHook([p, q, frozen], group, network=network)
+                continue
+            with pytest.raises(UsageError) as caught:
+                AllReduceHook([p, q, frozen], group, network=network)
+            yield caught.value.what.partition("first ")[2], caught.value.way_out
+            with torch.no_grad():
+                changed.fill_(1)
+
+    for found in on_all(3, lambda group: list(work(group)))[0]:
+        assert [what for what, _ in found] == ["parameter 1 [2, 2] on rank 1", "parameter 2 [3] on rank 1"]
+        assert all("torch.manual_seed" in way_out for _, way_out in found)
+
+
+def test_a_group_of_torch_is_refused_in_words():
+    """The word of its class is in the message, not an AttributeError of ours."""
+    group = torch.distributed.ProcessGroup(0, 1)
+    with pytest.raises(UsageError, match="ProcessGroup") as caught:
+        AllReduceHook([torch.nn.Parameter(torch.zeros(1))], group)
+    assert "leave group out" in caught.value.way_out
+
+
+def test_the_librarys_sum_says_on_the_first_of_several_workers_that_it_gives_up_the_bits():
+    def said(group):
+        with lock, warnings.catch_warnings(record=True) as found:  # what is recorded belongs to the process
+            warnings.simplefilter("always")
+            for mode in ("exact", "exact_bf16", "flat", "fast"):
+                Network(Unmoved(group), ReductionConfig(mode=mode), opener=lambda _: None)
+        return [str(each.message) for each in found]
+
+    class Unmoved:
+        def __init__(self, group):
+            self.rank, self.world_size = group.rank, group.world_size
+
+        def all_gather(self, tensor):
+            return [tensor] * self.world_size
+
+    lock = threading.Lock()
+    (first, second), _ = on_all(2, said)
+    assert (len(first), second) == (1, [])
+    assert "reduction.mode=fast gives up the bits" in first[0]
+    assert on_all(1, said)[0] == [[]]
 
 
 def test_more_workers_than_shards_are_refused():

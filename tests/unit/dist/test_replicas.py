@@ -71,8 +71,8 @@ def test_the_tensors_that_differ_are_counted_and_the_first_is_named():
     ("change", "said"),
     [
         ({}, None),
-        ({"b": torch.tensor([4])}, "b"),
-        ({"a": torch.tensor([1.0, -2.5]), "b": torch.tensor([4])}, "a"),
+        ({"b": torch.tensor([4])}, "b on rank 2"),
+        ({"a": torch.tensor([1.0, -2.5]), "b": torch.tensor([4])}, "a on rank 2"),
         ({"c": torch.zeros(3, 1)}, "c torch.float32 [3, 1] on rank 2, nothing on rank 0"),
         ({"b": torch.tensor([3.0])}, "b torch.float32 [1] on rank 2, b torch.int64 [1] on rank 0"),
     ],

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.runtime import fingerprint
@@ -72,9 +74,37 @@ def test_fewer_instructions_are_another_environment_and_other_bits() -> None:
         assert bits != other
 
 
+@pytest.fixture
+def switches_of_torch() -> Iterator[None]:
+    onednn = torch.backends.mkldnn
+    before = onednn.enabled, onednn.matmul.fp32_precision, onednn.conv.fp32_precision
+    yield
+    onednn.enabled, onednn.matmul.fp32_precision, onednn.conv.fp32_precision = before
+
+
+@pytest.mark.usefixtures("switches_of_torch")
+@pytest.mark.parametrize(
+    ("switch", "now"),
+    [
+        (lambda: torch.set_float32_matmul_precision("medium"), {"matmul": "bf16"}),
+        (lambda: torch.set_float32_matmul_precision("high"), {"matmul": "tf32"}),
+        (lambda: torch.set_float32_matmul_precision("highest"), {}),
+        (lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"), {"matmul": "bf16"}),
+        (lambda: setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16"), {"conv": "bf16"}),
+        (lambda: setattr(torch.backends.mkldnn, "enabled", False), {"enabled": False}),
+    ],
+    ids=["medium", "high", "highest", "matmul", "conv", "without"],
+)
+def test_a_switch_of_torch_that_changes_bits_on_the_cpu_is_told(switch: Any, now: dict[str, Any]) -> None:
+    before = numeric_fingerprint()
+    switch()
+    found = changes(before, numeric_fingerprint())
+    assert found == ({"onednn": [before["onednn"], before["onednn"] | now]} if now else {})
+
+
 def test_what_an_older_version_did_not_tell_is_no_change() -> None:
     now = numeric_fingerprint()
-    old = {key: value for key, value in now.items() if key not in ("variables", "cpu", "libc")}
+    old = {key: value for key, value in now.items() if key not in ("variables", "cpu", "libc", "onednn")}
     assert changes(old, now) == {}
     assert changes({**old, "gone": 1}, now) == {}
 

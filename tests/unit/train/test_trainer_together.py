@@ -67,6 +67,46 @@ def test_a_bit_that_one_worker_raises_is_known_to_all_after_the_step_and_changes
 
 
 @pytest.mark.parametrize(
+    ("world_size", "overrides", "begins"),
+    [
+        (2, (), ["real 0", "generator"]),
+        (2, ("batch.judge_together=true",), ["generator"]),
+        (1, (), ["generator"]),
+    ],
+)
+def test_real_images_are_judged_while_the_generators_gradients_are_on_their_way(
+    workers: Any, world_size: int, overrides: tuple[str, ...], begins: list[str]
+) -> None:
+    """Of the first shard, before their mean is awaited. R1, which needs the weights after that, comes last."""
+
+    def act(work: Any, _: Any) -> Any:
+        order: list[str] = []
+
+        def noted(obj: Any, method: str, name: str) -> None:
+            real = getattr(obj, method)
+
+            def call(*given: Any) -> Any:
+                order.append(name + "".join(f" {index - first}" for index in given))
+                return real(*given)
+
+            setattr(obj, method, call)
+
+        first = work._reduce_d.shards.start
+        noted(work, "_judge_reals", "real")
+        for name in ("generator", "discriminator", "r1"):
+            noted(getattr(work, f"_reduce_{name if name == 'r1' else name[0]}"), "finish", name)
+        work.step()
+        return order
+
+    for order in workers(world_size, act, *overrides):
+        assert order[: len(begins)] == begins
+        assert order[-2:] == ["discriminator", "r1"]
+        judged = [each for each in order if each.startswith("real")]
+        num_shards = 0 if overrides else 4 // world_size
+        assert judged == [f"real {index}" for index in range(num_shards)], "each once"
+
+
+@pytest.mark.parametrize(
     ("where", "name"),
     [
         (lambda work: next(work.discriminator.parameters()), "discriminator."),
