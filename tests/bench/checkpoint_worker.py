@@ -1,8 +1,9 @@
 """A worker of a training with checkpoints, in rounds: python -m tests.bench.checkpoint_worker FOLDER RANK WORLD ORDER.
 
 ORDER is JSON: ``megabytes``, ``period_s``, and ``ways``, one for each round: ``none`` does its steps, ``save`` begins
-with a checkpoint, ``compare`` with a comparison of the replicas and a checkpoint. A round has as many steps as come
-nearest to the period, and in each one word of all workers, as the loop of a run has. Rank 0 prints what each took.
+with a checkpoint, ``compare`` with a comparison of the replicas and a checkpoint, ``torch`` with a ``torch.save`` for
+which all wait. A round has as many steps as come nearest to the period, and in each one word of all workers, as the
+loop of a run has. Rank 0 prints what each took.
 """
 
 import json
@@ -20,7 +21,7 @@ from get3d_cluster.dist.replicas import check_replicas
 from get3d_cluster.runtime.checkpoint import Checkpoints
 from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.storage import open_storage
-from tests.bench.training_loop import Loop
+from tests.bench.training_loop import Loop, save_plainly
 
 PARTS = ("net", "m", "v")
 CALIBRATION = 10
@@ -30,7 +31,7 @@ class Training:
     """The loop, its checkpoints, and what they take from it."""
 
     def __init__(self, folder: Path, group: Group, megabytes: int) -> None:
-        self.loop, self.group = Loop(megabytes), group
+        self.loop, self.group, self.folder = Loop(megabytes), group, folder
         storage = open_storage(folder / "checkpoints")
         self.saver = Saver(Checkpoints(storage, CheckpointConfig(), lambda: None), group)
         self.saver.prepare(self.loop.state())
@@ -41,7 +42,9 @@ class Training:
         begun_s = time.perf_counter()
         if way == "compare":
             row["compare_s"] = timed(self.compare)
-        if way != "none":
+        if way == "torch":
+            row["call_s"] = timed(lambda: save_plainly(self.loop.state(), self.folder / "torch.pt"))
+        elif way != "none":
             row["call_s"] = timed(self.begin)
         row["wait_s"] = sum(self.step(row) for _ in range(num_steps))
         row["wall_s"] = time.perf_counter() - begun_s

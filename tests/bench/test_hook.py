@@ -2,7 +2,7 @@
 
     python -m pytest -m bench tests/bench/test_hook.py -s
 
-Prints a table, and writes it to ``hook.json`` in the folder that GET3D_BENCH names, if it does.
+Prints a table, and writes it to ``results/hook.json``, or to that file in the folder GET3D_BENCH.
 """
 
 import json
@@ -16,6 +16,7 @@ import pytest
 
 from tests.bench import emulated_nodes
 from tests.bench.emulated_nodes import LINK, two_nodes
+from tests.bench.tables import keep
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -45,10 +46,7 @@ def report(name: str, rows: dict[str, dict]) -> None:
         numbers = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
         print(f"\n{name}  {key:12} {numbers}", end="")
     print()
-    if folder := os.environ.get("GET3D_BENCH"):
-        path = Path(folder) / "hook.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(known | {name: rows}, indent=1))
+    keep("hook.json", {name: {"load": os.getloadavg(), "rows": rows}})
 
 
 def test_over_two_nodes_with_a_slow_link_the_tree_beats_flat_and_ddp() -> None:

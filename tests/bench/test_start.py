@@ -30,6 +30,8 @@ STARTS = int(os.environ.get("GET3D_BENCH_STARTS", "5"))
 """Warm ones, of which the median is told."""
 RESULT = Path(__file__).parent / "results" / "start.json"
 MOST_PACKAGES = 8
+MOST_CPU_S = 2.5
+"""Of one worker with a warm cache up to its first step; by the clock it depends on who else computes here."""
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -96,3 +98,4 @@ def test_a_worker_is_back_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     about = {"torch": torch.__version__, "cores": os.cpu_count(), "starts": STARTS}
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"about": about, "rows": told, "import_s": packages}, indent=2) + "\n")
+    assert all(row["cpu_s"] <= MOST_CPU_S for row in told if row["cache"] == "warm"), told

@@ -6,6 +6,8 @@ counters, strength of the augmentation) after every step of every attempt, those
 
 import random
 import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from get3d_cluster.config import find_job, load
 from get3d_cluster.runtime.checkpoint import list_checkpoints
 from get3d_cluster.runtime.events import read_rows
-from get3d_cluster.runtime.run_folder import RunFolder, read_json
+from get3d_cluster.runtime.run_folder import RunFolder, read_json, write_json
 from get3d_cluster.simulate import new_run
 from tests import train_setup as setup
 from tests.workers import logs, run_to_end, start, stop, wait, wait_for_step
@@ -32,13 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return setup.dataset(tmp_path_factory.mktemp("steps") / "data")
 
 
-def training(folder: Path, data: Path, *, steps: int, shards: int = 4) -> RunFolder:
+def training(folder: Path, data: Path, *, steps: int, shards: int = 4, more: Sequence[str] = ()) -> RunFolder:
     settings = [
         f"data.path={data}",
         f"batch.num_shards={shards}",
         f"num_images={steps * shards * 2}",
         f"checkpoint.every_steps={EVERY}",
         *ADAPTING,
+        *more,
     ]
     return new_run(folder, JOB, load(find_job(JOB).Config, setup.CONFIGS / "tiny_test.yaml", settings))
 
@@ -72,25 +75,55 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, str
     return straight(tmp_path_factory.mktemp("alone") / "run", data, steps=STEPS, shards=4)
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
-def test_a_killed_run_has_the_bits_of_the_straight_one_at_every_step(
-    tmp_path: Path, data: Path, alone: dict[int, str], world_size: int
-) -> None:
-    """Four R1 phases (every 3 steps), six zero steps and six moves of the augmentation (every 2); killed twice."""
-    run = training(tmp_path / "run", data, steps=STEPS)
-    for last in (5, 8):
+def killed(run: RunFolder, world_size: int, choose: random.Random) -> None:
+    """Kill all workers before the first checkpoint, and twice at some moment between it and the last step."""
+    moments = [choose.randrange(1, EVERY), *(choose.randrange(EVERY, STEPS - 1) for _ in range(2))]
+    for attempt, step in enumerate(moments, 1):
+        write_json(run.path / "hold.json", {"pause_s": 0.05, "at": STEPS - 1 if attempt > 1 else step})
         workers = start(run, world_size)
-        wait_for_step(run, random.randrange(last - 1, last + 1))
+        wait_for(run, lambda a=attempt, s=step: has_done(run, world_size, a, s))
+        if attempt > 1:
+            wait_for(run, lambda: any(run.checkpoints_dir.glob("step-*")))
+            time.sleep(choose.uniform(0, 0.2))
         stop(workers, signal.SIGKILL)
-        wait(workers)
+        assert wait(workers) == [-signal.SIGKILL] * world_size, logs(run)
+    (run.path / "hold.json").unlink()
+
+
+def has_done(run: RunFolder, world_size: int, attempt: int, step: int) -> bool:
+    paths = [run.path / f"digests.rank{rank}.jsonl" for rank in range(world_size)]
+    return all(
+        any(row["attempt"] == attempt and row["step"] >= step for row in read_rows(path)) for path in paths
+    )
+
+
+def wait_for(run: RunFolder, is_so: Callable[[], bool], timeout_s: float = 90) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end_s, logs(run)
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("world_size", "background_mb"),
+    [(1, 4), (2, 4), (2, 0), pytest.param(4, 4, marks=pytest.mark.long)],
+    ids=["1 worker", "2 workers", "2 workers that write a share each", "4 workers"],
+)
+def test_a_killed_run_has_the_bits_of_the_straight_one_at_every_step(
+    tmp_path: Path, data: Path, alone: dict[int, str], world_size: int, background_mb: int
+) -> None:
+    """Four R1 phases (every 3 steps), six zero steps and six moves of the augmentation (every 2); killed 3 times."""
+    run = training(tmp_path / "run", data, steps=STEPS, more=[f"checkpoint.background_mb={background_mb}"])
+    killed(run, world_size, random.Random(world_size + background_mb))
     run_to_end(run, world_size)
     assert digests(run) == alone
-    resumed = [row["step"] for row in read_rows(run.events_path) if row["event"] == "resume"]
+    resumed = [row["attempt"] for row in read_rows(run.events_path) if row["event"] == "resume"]
+    assert resumed == [3, 4], "the second attempt begins anew, the others go on"
     assert changes(run) == [], "the same environment is no change"
-    assert len(resumed) == 2, "a kill before the first checkpoint tests nothing"
-    twice = [row["step"] for row in read_rows(run.path / "digests.rank0.jsonl")]
-    assert len(twice) >= STEPS
+    done = [row["step"] for row in read_rows(run.path / "digests.rank0.jsonl")]
+    assert len(done) > STEPS, "what was lost before the first checkpoint was done again"
+    assert any(run.checkpoints_dir.glob("step-*/*+0001*")) == (background_mb == 0)
 
 
 @pytest.mark.long

@@ -1,6 +1,11 @@
-"""GET3D's training, each worker of which writes down the digest of its whole state after each step."""
+"""GET3D's training, each worker of which writes down the digest of its whole state after each step.
+
+Where a run has a file ``hold.json``, {"pause_s": seconds, "at": step}, its workers pause after each step, and stay in
+that one until they are killed.
+"""
 
 import json
+import time
 from typing import Any
 
 from get3d_cluster.runtime.session import Session, Work
@@ -17,6 +22,8 @@ def make(config: train.Config, session: Session) -> Work:
     work: Any = train.make(config, session)
     do_step = work.step
     path = session.run.path / f"digests.rank{session.rank}.jsonl"
+    hold_path = session.run.path / "hold.json"
+    hold = json.loads(hold_path.read_text()) if hold_path.exists() else {"pause_s": 0.0, "at": None}
 
     def step() -> None:
         do_step()
@@ -28,6 +35,9 @@ def make(config: train.Config, session: Session) -> Work:
         }
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        time.sleep(hold["pause_s"])
+        while row["step"] == hold["at"]:
+            time.sleep(0.05)
 
     work.step = step
     return work
