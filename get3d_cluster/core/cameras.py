@@ -7,7 +7,7 @@ measured from +Y.
 """
 
 from dataclasses import dataclass
-from math import atan, cos, radians, sin
+from math import atan, ceil, cos, radians, sin, tan
 
 from get3d_cluster.core.philox import Phase, key_of, uniform, words
 
@@ -87,6 +87,24 @@ def quaternion(rotation_deg: float, elevation_deg: float) -> Row:
     half_rotation, half_tilt = radians(180 + rotation_deg) / 2, radians(90 - elevation_deg) / 2
     w, z = cos(half_rotation), sin(half_rotation)
     return w * cos(half_tilt), w * sin(half_tilt), z * sin(half_tilt), z * cos(half_tilt)
+
+
+def side_seen(reach: float, radius: float = RADIUS, fov_rad: float = FOV_RAD) -> float:
+    """Return the side of a cube around the origin that would fill ``reach`` of half an image, seen in its middle plane.
+
+    >>> round(side_seen(1.0), 3)
+    1.097
+    """
+    return 2 * radius * tan(fov_rad / 2) * reach
+
+
+def fitting_scale(side: float) -> float:
+    """Return the next multiple of 0.05 from ``side`` on.
+
+    >>> fitting_scale(0.81), fitting_scale(0.85), fitting_scale(0.0)
+    (0.85, 0.85, 0.05)
+    """
+    return max(1, ceil(round(side * 20, 6))) / 20
 
 
 def condition_of(rotation_deg: float, elevation_deg: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ Looks at a rendered folder (``img/<synset>/<model>/NNN.png`` beside ``camera/<sy
 packed dataset. Torch-free.
 """
 
+import io
 import itertools
 import json
 import math
@@ -11,13 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
-from get3d_cluster.data.format import INDEX_NAME, Sample, read_index
+from get3d_cluster.core.cameras import FOV_RAD, RADIUS, fitting_scale, side_seen
+from get3d_cluster.data.format import INDEX_NAME, PackedImages, Sample, read_index
 from get3d_cluster.data.rendered import image_name, read_angles
 from get3d_cluster.errors import UsageError
 
+Item = TypeVar("Item")
 LEAST_PX, MOST_PX = 64, 1024
 MOST_OPENED = 200
 """Image files that are opened; names and cameras are all looked at."""
@@ -40,6 +44,10 @@ class Survey:
     sizes_px: tuple[int, ...]
     """Sides of the images looked at, smallest first."""
     elevation_deg: tuple[float, float]
+    num_opened: int
+    """Images whose alpha was looked at."""
+    reach: float
+    """How far from the middle of an image objects reach, as a share of half its side; 0: none shows anything."""
     troubles: tuple[str, ...]
     """What is wrong, in words; a training would not begin, or learn something else."""
 
@@ -70,7 +78,7 @@ def survey(folder: Path) -> Survey:
     seen = [(model, *_views(folder, model)) for model in models]
     troubles = [f"{model}: {trouble}" for model, _, _, trouble in seen if trouble]
     opened = [image for _, images, _, _ in seen for image in images]
-    sizes, wrong = _looked_at(opened[:: max(1, len(opened) // MOST_OPENED)])
+    sizes, reaches, wrong = _looked_at(_spread(opened))
     angles = [angle for _, _, found, _ in seen for angle in found]
     if not angles or not sizes:
         raise UsageError(
@@ -85,6 +93,8 @@ def survey(folder: Path) -> Survey:
         views=(min(counts), max(counts)),
         sizes_px=tuple(sorted(sizes)),
         elevation_deg=(min(angles), max(angles)),
+        num_opened=len(reaches),
+        reach=max(reaches),
         troubles=tuple(_cut([*troubles, *wrong])),
     )
 
@@ -119,7 +129,7 @@ def draft(found: Survey, images: Path, packed: Path) -> str:
             "    # finer grids make finer meshes and cost memory and time",
             f"    {grid}",
             "    # side of the box that shapes live in: 1.0 for objects of longest side 0.9, 0.8 for 0.7",
-            "    scale: 1.0",
+            *_scale_lines(found),
             "  render:",
             f"    image_size_px: {size}",
             f"    antialias_rgb: {'true' if size == LEAST_PX else 'false'}",
@@ -138,6 +148,17 @@ def draft(found: Survey, images: Path, packed: Path) -> str:
     )
 
 
+def _scale_lines(found: Survey) -> list[str]:
+    """Return the side of the box for cameras where this draft has them: at ``generator.render``'s defaults."""
+    if not found.reach:
+        return [f"    # none of {found.num_opened} images shows anything: look at them", "    scale: 1.0"]
+    return [
+        f"    # a guess: holds what {found.num_opened} images show, if their cameras stood {RADIUS:g} from the middle,",
+        f"    # with a field of view of {math.degrees(FOV_RAD):.4g} degrees (render.radius, render.fov_deg)",
+        f"    scale: {fitting_scale(side_seen(found.reach)):g}",
+    ]
+
+
 # A packed dataset
 
 
@@ -145,6 +166,8 @@ def _packed(folder: Path) -> Survey:
     index = read_index(folder)
     counts = Counter(_model_of(sample) for sample in index.samples)
     angles = [sample.elevation_deg for sample in index.samples]
+    images = PackedImages(folder)
+    reaches = [_reach_of(Image.open(io.BytesIO(images.read(place)))) for place in _spread(range(len(images)))]
     return Survey(
         is_packed=True,
         num_models=len(counts),
@@ -152,6 +175,8 @@ def _packed(folder: Path) -> Survey:
         views=(min(counts.values()), max(counts.values())),
         sizes_px=(index.resolution,),
         elevation_deg=(min(angles), max(angles)),
+        num_opened=len(reaches),
+        reach=max(reaches),
         troubles=(),
     )
 
@@ -221,13 +246,21 @@ def _misnamed(files: Sequence[Path], count: int) -> str:
     return f"{strange} is in its folder, which must hold 000.png, 001.png and so on alone" if strange else ""
 
 
-def _looked_at(files: Sequence[Path]) -> tuple[set[int], list[str]]:
-    """Return the sides of images, and what is wrong with them."""
-    sizes, wrong = set(), []
+def _spread(items: Sequence[Item]) -> Sequence[Item]:
+    """Return about ``MOST_OPENED`` of them."""
+    return items[:: max(1, -(-len(items) // MOST_OPENED))]
+
+
+def _looked_at(files: Sequence[Path]) -> tuple[set[int], list[float], list[str]]:
+    """Return the sides of images, how far from their middle they show something, and what is wrong with them."""
+    sizes: set[int] = set()
+    reaches: list[float] = []
+    wrong: list[str] = []
     for file in files:
         try:
             with Image.open(file) as image:
                 (width, height), has_alpha = image.size, image.mode in {"RGBA", "LA", "PA"}
+                reaches.append(_reach_of(image) if has_alpha else 0.0)
         except (OSError, SyntaxError) as error:
             wrong.append(f"{file} cannot be read: {error}")
             continue
@@ -238,7 +271,19 @@ def _looked_at(files: Sequence[Path]) -> tuple[set[int], list[str]]:
             wrong.append(f"{file} has no alpha channel: objects cannot be told from the background")
         if min(width, height) < LEAST_PX:
             wrong.append(f"{file} is smaller than {LEAST_PX} px")
-    return sizes, wrong
+    return sizes, reaches, wrong
+
+
+def _reach_of(image: Image.Image) -> float:
+    """Return how far from the middle an image is covered by half at least, as a share of half its side."""
+    box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+    if box is None:
+        return 0.0
+    left, top, right, bottom = box
+    return max(
+        *(abs(2 * x / image.width - 1) for x in (left, right)),
+        *(abs(2 * y / image.height - 1) for y in (top, bottom)),
+    )
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -62,9 +62,21 @@ def details(facts: RunFacts) -> list[tuple[str, str]]:
         "not bitwise": "; ".join(
             f"from step {row['step']:,} on: {told(row['changed'])}" for row in facts.environments
         ),
+        "weights of R1": _gammas(facts),
         "rolled back": _rolled_back(facts),
     }
     return [(name, value) for name, value in found.items() if value]
+
+
+def _gammas(facts: RunFacts) -> str:
+    """Return what `loss.gamma_scale` made of the given weights of R1; empty if it left them alone."""
+    told = next((e.fields for e in facts.events if e.name == "gamma-scaled"), {})
+    factor = number(told.get("factor"))
+    if not factor:
+        return ""
+    scaled = {name: number(told.get(name)) for name in ("gamma_rgb", "gamma_mask")}
+    values = ", ".join(f"{name} {value / factor:g} -> {value:g}" for name, value in scaled.items())
+    return f"times {factor:g} by loss.gamma_scale: {values}"
 
 
 def _rolled_back(facts: RunFacts) -> str:

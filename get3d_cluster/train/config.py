@@ -31,6 +31,8 @@ class DataConfig:
     """Real masks: the share of a pixel that is covered, or upstream's covered-at-all. At 64 px use coverage."""
     elevation_range_deg: tuple[float, float] = (0.0, 30.0)
     """Generated images are taken from between these heights above the horizon, and from all around."""
+    allow_azimuth_gap: bool = field(default=False, metadata={"changeable": True})
+    """Train although no image of the dataset was taken from a sector of more than 60 degrees; generated ones are."""
 
     def __post_init__(self) -> None:
         low, high = self.elevation_range_deg
@@ -204,7 +206,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
-    """What happens when losses or gradients are not finite: the phase is skipped on all workers alike.
+    """What happens when losses or gradients are not finite, or too large: the phase is skipped on all workers alike.
 
     After too many such steps in a row the training goes back to a checkpoint of before, and on with other draws.
     """
@@ -213,6 +215,8 @@ class GuardConfig:
 
     max_skipped_steps: int = 20
     """Steps in a row with a skipped phase, after which the training goes back, or is held for a person."""
+    max_loss: float = 0.0
+    """A loss of the generator or the discriminators beyond it, above or below 0, counts as not finite; 0: none does."""
     max_rollbacks: int = 2
     """Times that it goes back to one and the same checkpoint before it is held; 0: it is held at once."""
     rollback_every_steps: int = 1000
@@ -221,7 +225,7 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         _check(self, _is_positive, "at least 1", "max_skipped_steps")
-        _check(self, _is_not_negative, "0 or more", "max_rollbacks")
+        _check(self, _is_not_negative, "0 or more", "max_rollbacks", "max_loss")
         if self.rollback_every_steps < self.max_skipped_steps:
             raise UsageError(
                 f"rollback_every_steps={self.rollback_every_steps} must be at least "

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from get3d_cluster.core.cameras import fitting_scale, side_seen
 from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d.camera import world_to_camera
@@ -21,6 +22,10 @@ TOLERANCE_DEG = 2.0
 LEAST_SHARE = 0.5
 """Of the range that is drawn from, the cameras of a dataset have to span; checked from ``MANY`` images on."""
 MANY = 100
+MOST_GAP_DEG = 60.0
+"""Between neighbouring azimuths of a dataset's cameras; checked from ``MANY`` images on."""
+MOST_ROOM = 2.0
+"""Times the size of what the images show that the box may have; checked from ``MANY`` images on."""
 MOST_OUTSIDE = 0.02
 """Share of the pixels of objects that may lie where no shape can be."""
 MOST_IMAGES, MOST_PX = 32, 64
@@ -29,11 +34,15 @@ MOST_IMAGES, MOST_PX = 32, 64
 def check_fit(config: TrainerConfig, dataset: ImageDataset) -> None:
     """Compare the configuration with all cameras and with some images. Raises: UsageError with what to set."""
     check_cameras(90 - torch.rad2deg(dataset.cameras[:, 1]), config.data.elevation_range_deg)
+    if not config.data.allow_azimuth_gap:
+        check_azimuths(torch.rad2deg(dataset.cameras[:, 0]))
     spread = torch.linspace(0, len(dataset) - 1, min(MOST_IMAGES, len(dataset))).long().unique()
     images, cameras = dataset.batch(spread.tolist())
     masks = small_masks(images[:, 3])
     check_background(masks)
     check_box(masks, cameras, config.generator)
+    if len(dataset) >= MANY:
+        check_room(masks, config.generator)
 
 
 def check_cameras(
@@ -52,6 +61,22 @@ def check_cameras(
         raise UsageError(
             f"{said} is far wider than the cameras of the dataset, which lie from {low:.1f} to {high:.1f}",
             way_out,
+        )
+
+
+def check_azimuths(azimuths_deg: Tensor) -> None:  # [N]
+    """Make sure that the real images were taken from all around, as generated ones are. Raises: UsageError."""
+    if len(azimuths_deg) < MANY:
+        return
+    around = (azimuths_deg.double() % 360).sort().values
+    gaps = torch.cat([around[1:], around[:1] + 360]) - around
+    gap, place = gaps.max(dim=0)
+    if gap.item() > MOST_GAP_DEG:
+        begin, end = around[place].item(), (around[place] + gap).item() % 360
+        raise UsageError(
+            f"no camera of the dataset stands between azimuths {begin:.1f} and {end:.1f} degrees, a gap of "
+            f"{gap.item():.0f}; generated images are taken from all around",
+            "add views from there, or set data.allow_azimuth_gap=true to train all the same",
         )
 
 
@@ -88,6 +113,27 @@ def check_box(
     raise UsageError(
         what, f"{way_out} the objects smaller and in the middle (image.longest_side, image.center)"
     )
+
+
+def check_room(masks: Tensor, config: GeneratorConfig) -> None:  # [N, H, W] coverage
+    """Make sure that the objects fill a fair part of the box of the grid. Raises: UsageError."""
+    seen, render, scale = masks > 0.5, config.render, config.grid.scale
+    if not bool(seen.any()):
+        return  # all half transparent: nothing has an outline
+    shown = side_seen(_reach(seen), render.radius, math.radians(render.fov_deg))
+    if scale > MOST_ROOM * shown:
+        raise UsageError(
+            f"the box of generator.grid.scale={scale:g} is more than twice as large as what {len(masks)} images show, "
+            f"which fits into {shown:.2g}: most of the grid would stay empty",
+            f"set generator.grid.scale={fitting_scale(shown):g}",
+        )
+
+
+def _reach(seen: Tensor) -> float:  # [N, H, W] bool
+    """Return how far from the middle of an image objects reach, as a share of half its side."""
+    size = seen.shape[-1]
+    places = torch.cat([seen.any(dim=0).any(dim=0).nonzero(), seen.any(dim=0).any(dim=1).nonzero()])[:, 0]
+    return float(torch.maximum(2 * (places + 1) / size - 1, 1 - 2 * places / size).max())
 
 
 def small_masks(masks: Tensor) -> Tensor:  # [N, H, W] -> [N, h, w]

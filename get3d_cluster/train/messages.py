@@ -32,7 +32,7 @@ def diverged(
     """Return that too many steps were skipped; ``troubles``: of the last one, if known; ``after``: the history."""
     where = "; ".join(troubles) or "what the events `skipped` say"
     what = f"step {counters.step}: {counters.skipped_in_a_row} steps in a row were skipped{after}"
-    return HeldError(f"{what}; not finite in {where}", _go_on_with_lower_rates(config, run))
+    return HeldError(f"{what}; not finite or too large in {where}", _go_on_with_lower_rates(config, run))
 
 
 def _go_on_with_lower_rates(config: TrainerConfig, run: RunFolder) -> str:

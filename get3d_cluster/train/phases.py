@@ -243,6 +243,12 @@ def named(names: tuple[str, ...], numbers: Tensor) -> Mapping[str, float]:
     return dict(zip(names, numbers.tolist(), strict=True))
 
 
+def losses_of(phase: str, numbers: Tensor) -> Mapping[str, float]:
+    """Return the losses among the numbers of a phase, of both heads; R1 has none."""
+    names = {"generator": GENERATOR_NUMBERS, "discriminator": DISCRIMINATOR_NUMBERS, "r1": R1_NUMBERS}[phase]
+    return {name: value for name, value in named(names, numbers).items() if name.startswith("loss_")}
+
+
 def _latents(
     generator: Generator, shard: Shard, samples: Tensor, geo: Phase, tex: Phase
 ) -> tuple[Tensor, Tensor]:  # [N, Z] each

@@ -34,7 +34,7 @@ from get3d_cluster.train.augment import Augmentation, Strength, augmentation
 from get3d_cluster.train.classes import labels_of
 from get3d_cluster.train.config import TrainerConfig
 from get3d_cluster.train.counters import Counters
-from get3d_cluster.train.finite import is_finite, what_is_not_finite
+from get3d_cluster.train.finite import trouble_of
 from get3d_cluster.train.first_weights import first_weights
 from get3d_cluster.train.fit import check_fit
 from get3d_cluster.train.identity import check_data, data_identity
@@ -56,6 +56,7 @@ from get3d_cluster.train.phases import (
     judge_both,
     judge_fakes,
     judge_reals,
+    losses_of,
     named,
     r1_shard,
 )
@@ -407,9 +408,10 @@ class Get3dTrainer:
     def _take_step(
         self, phase: str, optimizer: Adam, model: nn.Module, numbers: Tensor, troubles: list[str]
     ) -> bool:
-        """Step, unless a loss or a gradient is not finite; say whether it did."""
-        if not is_finite(model, numbers):
-            troubles.append(f"{phase}: {what_is_not_finite(model, numbers)}")
+        """Step, unless a loss or a gradient is not finite or too large; say whether it did."""
+        limit = self.config.guard.max_loss
+        if trouble := trouble_of(model, numbers, losses_of(phase, numbers) if limit else {}, limit):
+            troubles.append(f"{phase}: {trouble}")
             return False
         changed = GENERATOR_PARTS if optimizer is self._adam_g else DISCRIMINATOR_PARTS
         self._session.copying.wait_for(*changed)

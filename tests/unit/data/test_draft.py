@@ -8,8 +8,10 @@ from PIL import Image
 
 from get3d_cluster import config as configuration
 from get3d_cluster.cli.entry import run as command
+from get3d_cluster.data.dataset import ImageDataset
 from get3d_cluster.data.draft import draft, survey
 from get3d_cluster.errors import UsageError
+from get3d_cluster.train.fit import check_box, check_room, small_masks
 from jobs.train import Config
 from tests import train_setup as setup
 
@@ -43,6 +45,39 @@ def test_a_draft_says_what_the_images_are(tmp_path: Path) -> None:
     assert config.data.elevation_range_deg == (3, 45)
     assert config.generator.render.image_size_px == config.discriminator.image_size_px == 128
     assert config.gamma_factor == 1 / 64
+
+
+def drawn(folder: Path, box: tuple[int, int, int, int], *, size: int = 128) -> Path:
+    """Write images of which the first of each model shows a rectangle of that box."""
+    rendered(folder, size=size)
+    for path in folder.glob("img/*/*/000.png"):
+        picture = Image.new("RGBA", (size, size))
+        picture.paste((200, 10, 10, 255), box)
+        picture.save(path)
+    return folder
+
+
+def test_the_box_of_shapes_is_guessed_from_what_the_images_show(tmp_path: Path) -> None:
+    found = survey(drawn(tmp_path / "images", (32, 40, 96, 100)))  # half of the image from its middle
+    text = draft(found, tmp_path / "images", tmp_path / "packed")
+    # at the middle, 1.2 away, half an image is 1.2 * 16 / 35 = 0.549 wide; a box of 0.62 holds 36 / 64 of it
+    assert trained_on(text, tmp_path).generator.grid.scale == 0.65
+    assert "# a guess: holds what 6 images show" in text
+    aside = survey(drawn(tmp_path / "aside", (100, 60, 120, 70)))
+    assert trained_on(draft(aside, tmp_path, tmp_path), tmp_path).generator.grid.scale == 1.0
+    nothing = draft(survey(rendered(tmp_path / "blank")), tmp_path, tmp_path)
+    assert trained_on(nothing, tmp_path).generator.grid.scale == 1.0
+    assert "none of 6 images shows anything" in nothing
+
+
+def test_the_guess_for_a_packed_dataset_suits_its_images(tmp_path: Path) -> None:
+    found = survey(setup.dataset(tmp_path / "packed", size=64))
+    config = trained_on(draft(found, tmp_path / "packed", tmp_path / "packed"), tmp_path)
+    images = ImageDataset(config.data.path, 64, config.data.mask).batch(range(20))
+    masks = small_masks(images[0][:, 3])
+    check_box(masks, images[1], config.generator)
+    check_room(masks, config.generator)
+    assert found.num_opened == 20
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(64, 64), (100, 64), (700, 512), (1024, 1024), (2000, 1024)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from get3d_cluster.errors import UsageError
 from get3d_cluster.report.attempts import attempt_rows, steps_lost, time_spent
-from get3d_cluster.report.headline import digest, images_per_second, state, tiles
+from get3d_cluster.report.headline import details, digest, images_per_second, state, tiles
 from get3d_cluster.report.page import page, write_report
 from get3d_cluster.report.reading import read_run
 from get3d_cluster.runtime.goodput import Goodput, goodput_of
@@ -344,3 +344,13 @@ def test_the_page_shows_where_the_time_went(run: Path) -> None:
     assert "Where the time went" in text
     assert f"<b>{100 * found.share:.1f} %</b> productive" in text
     assert time_spent(Goodput()) == []
+
+
+def test_rescaled_weights_of_r1_are_told_with_both_values(run: Path) -> None:
+    assert "weights of R1" not in dict(details(read_run(run)))
+    told = event(3.0, "gamma-scaled", 1, factor=0.015625, gamma_rgb=0.625, gamma_mask=1.25)
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(told) + "\n")
+    line = "times 0.015625 by loss.gamma_scale: gamma_rgb 40 -> 0.625, gamma_mask 80 -> 1.25"
+    assert dict(details(read_run(run)))["weights of R1"] == line
+    assert "gamma_rgb 40 -&gt; 0.625" in page(read_run(run), run)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,17 @@ from get3d_cluster import config as configuration
 from get3d_cluster.errors import UsageError
 from get3d_cluster.get3d import raster
 from get3d_cluster.get3d.camera import clip_matrices
-from get3d_cluster.get3d.config import GeneratorConfig, GridConfig
+from get3d_cluster.get3d.config import GeneratorConfig, GridConfig, RenderConfig
 from get3d_cluster.get3d.raster.meshes import pack
-from get3d_cluster.train.fit import check_background, check_box, check_cameras, check_fit, rays_in_box
+from get3d_cluster.train.fit import (
+    check_azimuths,
+    check_background,
+    check_box,
+    check_cameras,
+    check_fit,
+    check_room,
+    rays_in_box,
+)
 from jobs.train import Config
 from tests import train_setup as setup
 
@@ -84,6 +93,65 @@ def test_a_range_far_wider_than_the_cameras_is_refused() -> None:
         check_cameras(near, (0, 30))
     check_cameras(near[:50], (0, 30))
     check_cameras(torch.linspace(0, 16, 200), (0, 30))
+
+
+def test_a_dataset_of_fronts_alone_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    fronts = torch.cat([torch.linspace(-70, 70, 60), torch.linspace(290, 430, 60)])
+    with pytest.raises(UsageError, match=r"between azimuths 70.0 and 290.0 degrees, a gap of 220") as error:
+        check_azimuths(fronts)
+    assert "data.allow_azimuth_gap=true" in error.value.way_out
+    check_azimuths(fronts[:99])
+    work = setup.trainer(setup.tiny_config(setup.dataset(tmp_path / "data")), tmp_path / "run")
+    dataset = Fronts(work._dataset)
+    with pytest.raises(UsageError, match="a gap of 220"):
+        check_fit(work.config, dataset)
+    allowed = replace(work.config, data=replace(work.config.data, allow_azimuth_gap=True))
+    check_fit(allowed, dataset)
+
+
+class Fronts:
+    """Many images, all from the front."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self.cameras = dataset.cameras.repeat(10, 1)
+        self.cameras[:, 0] = torch.deg2rad(torch.linspace(-70, 70, len(self.cameras)))
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def batch(self, indices: Any) -> Any:
+        return self._dataset.batch([index % len(self._dataset) for index in indices])
+
+
+def test_the_gap_at_north_is_one_and_a_gap_of_sixty_degrees_is_none() -> None:
+    check_azimuths(torch.arange(0, 360, 60).repeat(20).float())
+    check_azimuths(torch.linspace(-10, 310, 200) + 720)
+    with pytest.raises(UsageError, match=r"between azimuths 359.0 and 62.0 degrees, a gap of 63"):
+        check_azimuths(torch.linspace(62, 359, 200))
+
+
+def test_a_box_twice_as_large_as_what_is_seen_is_refused_with_one_that_fits() -> None:
+    masks = rays_in_box(CAMERAS, 64, GeneratorConfig(), 0.4).float()
+    fits, large = (replace(GeneratorConfig(), grid=GridConfig(scale=side)) for side in (0.8, 1.6))
+    check_room(masks, fits)
+    with pytest.raises(UsageError, match=r"generator.grid.scale=1.6 is more than twice") as error:
+        check_room(masks, large)
+    scale = float(error.value.way_out.rpartition("=")[2])
+    assert 0.4 <= scale <= 0.8
+    said = replace(GeneratorConfig(), grid=GridConfig(scale=scale))
+    check_box(masks, CAMERAS, said)
+    check_room(masks, said)
+    far = replace(GeneratorConfig(), grid=GridConfig(scale=1.6), render=RenderConfig(radius=3.0))
+    check_room(masks, far)  # what fills so much of an image is larger from farther away
+
+
+def test_room_is_looked_at_in_large_datasets(tmp_path: Path) -> None:
+    settings = ("generator.grid.scale=4.0", "data.allow_azimuth_gap=true")
+    work = setup.trainer(setup.tiny_config(setup.dataset(tmp_path / "data"), *settings), tmp_path / "run")
+    check_fit(work.config, work._dataset)
+    with pytest.raises(UsageError, match="more than twice"):
+        check_fit(work.config, Fronts(work._dataset))
 
 
 def test_images_without_background_and_without_object_are_refused() -> None:

@@ -18,6 +18,8 @@ from get3d_cluster.get3d.discriminator import Discriminator
 from get3d_cluster.get3d.generator import Generator
 from get3d_cluster.runtime.checkpoint import decode, encode, state_digest
 from get3d_cluster.runtime.events import read_rows
+from get3d_cluster.train.finite import trouble_of
+from get3d_cluster.train.phases import DISCRIMINATOR_NUMBERS, GENERATOR_NUMBERS, losses_of
 from jobs.train import Config
 from tests import train_setup as setup
 
@@ -197,10 +199,10 @@ def test_every_part_learns(scene: Scene) -> None:
 
 
 class Poisoned:
-    """A dataset whose images are not finite while ``is_on``."""
+    """A dataset whose images are not finite, or times ``factor``, while ``is_on``."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset, self.is_on = dataset, True
+    def __init__(self, dataset: Any, factor: float = math.nan) -> None:
+        self._dataset, self._factor, self.is_on = dataset, factor, True
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -210,7 +212,7 @@ class Poisoned:
 
     def batch(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
         images, cameras = self._dataset.batch(indices)
-        return (images * math.nan if self.is_on else images), cameras
+        return (images * self._factor if self.is_on else images), cameras
 
 
 def test_a_phase_that_is_not_finite_is_skipped_and_the_others_go_on(scene: Scene) -> None:
@@ -231,6 +233,57 @@ def test_a_phase_that_is_not_finite_is_skipped_and_the_others_go_on(scene: Scene
     work.step()
     assert (work.counters.skipped_steps, work.counters.skipped_in_a_row) == (1, 0)
     assert all(tensor.isfinite().all() for tensor in work.discriminator.state_dict().values())
+
+
+def test_a_loss_beyond_the_limit_is_as_good_as_not_finite(scene: Scene) -> None:
+    """With and without the limit, on images that make it large and finite; step 1 has no R1 phase."""
+    losses, digests = [], []
+    for limit in ("0", "40"):
+        work = advanced(scene.trainer(f"absurd{limit}", f"guard.max_loss={limit}"), 1)
+        assert work.counters.skipped_steps == 0
+        before = copied(work.state())
+        work._dataset = Poisoned(work._dataset, factor=1e4)
+        work.step()
+        after = copied(work.state())
+        losses.append(read_rows(work._session.run.metrics_path)[-1]["loss_d"])
+        digests.append([state_digest(state["adam_discriminator"]) for state in (before, after)])
+        assert state_digest(after["generator"]) != state_digest(before["generator"])
+    assert 40 < losses[0] == losses[1] < math.inf
+    assert digests[0][0] != digests[0][1]
+    assert digests[1][0] == digests[1][1]
+    assert (after["counters"]["skipped_steps"], after["counters"]["skipped_in_a_row"]) == (1, 1)
+    event = read_rows(work._session.run.events_path)[-1]
+    assert event["event"] == "skipped"
+    (what,) = event["what"]
+    assert what.startswith("discriminator: loss_d_")
+    assert what.endswith("beyond guard.max_loss=40")
+
+
+def test_a_generators_loss_below_minus_the_limit_counts_and_logits_do_not() -> None:
+    model, numbers = torch.nn.Linear(1, 1), torch.zeros(len(GENERATOR_NUMBERS))
+    numbers[GENERATOR_NUMBERS.index("loss_g_mask")] = -50.0
+    assert trouble_of(model, numbers, losses_of("generator", numbers), 49.0) == (
+        "loss_g_mask=-50.0 beyond guard.max_loss=49"
+    )
+    assert trouble_of(model, numbers, losses_of("generator", numbers), 50.0) == ""
+    numbers = torch.zeros(len(DISCRIMINATOR_NUMBERS))
+    numbers[DISCRIMINATOR_NUMBERS.index("logit_real_rgb")] = 1e6
+    assert trouble_of(model, numbers, losses_of("discriminator", numbers), 49.0) == ""
+    assert losses_of("r1", torch.full((2,), 1e6)) == {}
+
+
+def test_steps_beyond_the_limit_in_a_row_go_back(scene: Scene) -> None:
+    work = advanced(
+        scene.trainer(
+            "beyond", "guard.max_loss=40", "guard.max_skipped_steps=2", "guard.rollback_every_steps=2"
+        ),
+        3,
+    )
+    work._dataset = Poisoned(work._dataset, factor=1e4)
+    work.step()
+    assert work.rollback_step() is None
+    work.step()
+    assert work.rollback_step() == 2
 
 
 def test_a_diverged_run_is_held_with_a_way_out(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +372,12 @@ def test_only_what_changes_no_bit_may_change_between_attempts() -> None:
     changeable = {key.path for key in configuration.keys(Config) if key.changeable}
     sections = ("watch.", "guard.", "resources.", "checkpoint.", "retry.", "data.read.")
     reduction = {f"reduction.{key}" for key in ("bucket_mb", "via", "replica_check_every")}
-    free = {"num_images", "data.path", *reduction}  # another place; other images are refused
+    free = {
+        "num_images",
+        "data.path",
+        "data.allow_azimuth_gap",
+        *reduction,
+    }  # another place; other images are refused
     assert {path for path in changeable if not path.startswith(sections)} == free
 
 
