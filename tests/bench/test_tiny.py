@@ -58,6 +58,7 @@ def seen(run: RunFolder, process: subprocess.Popen[str], images: int) -> tuple[f
 
 @pytest.mark.usefixtures("queue")
 def test_images_per_second_of_tiny_cpu(tmp_path: Path) -> None:
+    load = os.getloadavg()[0]
     data, run = dataset(tmp_path / "data", size=64), RunFolder(tmp_path / "runs" / "tiny")
     words = ("run", "train", "--config", "tiny_cpu", "--runs", run.path.parent, "--name", run.name)
     with start_launch(*words, f"data.path={data}", *CHANGED) as process:
@@ -79,6 +80,7 @@ def test_images_per_second_of_tiny_cpu(tmp_path: Path) -> None:
         "images": images,
         "seconds": round(ended_s - begun_s, 1),
         "switched off or changed": CHANGED,
+        "load before": round(load, 2),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
     }
     print("\n" + json.dumps(found, indent=1))
