@@ -58,8 +58,12 @@ class AllReduceHook:
         plan = PhasePlan("hook", ((f"parameter {i}", p) for i, p in enumerate(found)), num_extras)
         count = group.world_size if num_shards is None else num_shards
         self._reducer = GradientReducer(plan, group, count, network=self.network, backwards=backwards)
-        _refuse_unlike(group, found)
         self._owns_network = network is None
+        try:
+            _refuse_unlike(group, found)
+        except UsageError:
+            self.close()
+            raise
         self._added = 0
         self._reducer.begin()
 

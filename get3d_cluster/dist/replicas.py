@@ -21,7 +21,7 @@ _MOST_NAMES = 4
 def bit_sums(tensors: Mapping[str, Tensor]) -> Tensor:  # [tensors] int64
     """Return for each tensor the sum of its elements' bits as integers, modulo 2**64."""
     sums = [
-        tensor.detach().contiguous().view(_AS_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
+        tensor.detach().resolve_conj().resolve_neg().contiguous().view(_AS_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in tensors.values()
     ]
     if not sums:

@@ -48,7 +48,8 @@ PEERS_S = 15.0
 """What it waits of that for the stacks of the others."""
 PY_SPY_S = 20.0
 SLOW_S = 600.0
-"""Imports, compiling, loading, measuring and saving take their time however short a step is: at least so long."""
+"""Imports, compiling, loading, measuring and saving take their time however short a step is: the worker that is at it
+gets so long at least."""
 VERDICT = "hung.json"
 MOST_NAMES = 4
 _PR_SET_PTRACER = 0x59616D61
@@ -92,9 +93,11 @@ class Pulse:
         """Say that the block is no part of a step: it looks at the training, which waits for it."""
         before = self.phase
         self.beat("measuring", self.step)
-        yield
-        self.measurements += 1
-        self.beat(before, self.step)
+        try:
+            yield
+        finally:
+            self.measurements += 1
+            self.beat(before, self.step)
 
     @contextlib.contextmanager
     def exchanging(self) -> Iterator[None]:

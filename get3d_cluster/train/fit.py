@@ -5,6 +5,7 @@ room for what it sees, runs for days and learns little. All workers look at the 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ LEAST_SHARE = 0.5
 MANY = 100
 MOST_GAP_DEG = 60.0
 """Between neighbouring azimuths of a dataset's cameras; checked from ``MANY`` images on."""
+ROUNDING_DEG = 0.01
+"""Six views all around are 60 degrees apart, in float32 radians a little more."""
 MOST_ROOM = 2.0
 """Times the size of what the images show that the box may have; checked from ``MANY`` images on."""
 MOST_OUTSIDE = 0.02
@@ -42,7 +45,7 @@ def check_fit(config: TrainerConfig, dataset: ImageDataset) -> None:
     check_background(masks)
     check_box(masks, cameras, config.generator)
     if len(dataset) >= MANY:
-        check_room(masks, config.generator)
+        check_room(small_masks(images[:, 3], F.max_pool2d), config.generator)
 
 
 def check_cameras(
@@ -71,7 +74,7 @@ def check_azimuths(azimuths_deg: Tensor) -> None:  # [N]
     around = (azimuths_deg.double() % 360).sort().values
     gaps = torch.cat([around[1:], around[:1] + 360]) - around
     gap, place = gaps.max(dim=0)
-    if gap.item() > MOST_GAP_DEG:
+    if gap.item() > MOST_GAP_DEG + ROUNDING_DEG:
         begin, end = around[place].item(), (around[place] + gap).item() % 360
         raise UsageError(
             f"no camera of the dataset stands between azimuths {begin:.1f} and {end:.1f} degrees, a gap of "
@@ -115,7 +118,7 @@ def check_box(
     )
 
 
-def check_room(masks: Tensor, config: GeneratorConfig) -> None:  # [N, H, W] coverage
+def check_room(masks: Tensor, config: GeneratorConfig) -> None:  # [N, H, W] coverage, the thinnest parts too
     """Make sure that the objects fill a fair part of the box of the grid. Raises: UsageError."""
     seen, render, scale = masks > 0.5, config.render, config.grid.scale
     if not bool(seen.any()):
@@ -136,10 +139,12 @@ def _reach(seen: Tensor) -> float:  # [N, H, W] bool
     return float(torch.maximum(2 * (places + 1) / size - 1, 1 - 2 * places / size).max())
 
 
-def small_masks(masks: Tensor) -> Tensor:  # [N, H, W] -> [N, h, w]
+def small_masks(
+    masks: Tensor,  # [N, H, W]
+    pool: Callable[[Tensor, int], Tensor] = F.avg_pool2d,
+) -> Tensor:  # [N, h, w]
     """Return the coverage at a size at which looking costs nothing."""
-    factor = max(1, masks.shape[-1] // MOST_PX)
-    return F.avg_pool2d(masks[:, None], factor)[:, 0].cpu()
+    return pool(masks[:, None], max(1, masks.shape[-1] // MOST_PX))[:, 0].cpu()
 
 
 def rays_in_box(

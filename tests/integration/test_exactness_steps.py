@@ -75,11 +75,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, str
     return straight(tmp_path_factory.mktemp("alone") / "run", data, steps=STEPS, shards=4)
 
 
-def killed(run: RunFolder, world_size: int, choose: random.Random) -> None:
-    """Kill all workers before the first checkpoint, and twice at some moment between it and the last step."""
+def killed(run: RunFolder, world_size: int, choose: random.Random, pause_s: float) -> None:
+    """Kill all workers before the first checkpoint, and twice at some moment between it and the last step.
+
+    ``pause_s`` after each step: what is written beside the training is published at the end of one of the next steps.
+    """
     moments = [choose.randrange(1, EVERY), *(choose.randrange(EVERY, STEPS - 1) for _ in range(2))]
     for attempt, step in enumerate(moments, 1):
-        write_json(run.path / "hold.json", {"pause_s": 0.05, "at": STEPS - 1 if attempt > 1 else step})
+        write_json(run.path / "hold.json", {"pause_s": pause_s, "at": STEPS - 1 if attempt > 1 else step})
         workers = start(run, world_size)
         wait_for(run, lambda a=attempt, s=step: has_done(run, world_size, a, s))
         if attempt > 1:
@@ -115,7 +118,8 @@ def test_a_killed_run_has_the_bits_of_the_straight_one_at_every_step(
 ) -> None:
     """Four R1 phases (every 3 steps), six zero steps and six moves of the augmentation (every 2); killed 3 times."""
     run = training(tmp_path / "run", data, steps=STEPS, more=[f"checkpoint.background_mb={background_mb}"])
-    killed(run, world_size, random.Random(world_size + background_mb))
+    pause_s = 0.05 if background_mb else 0.5
+    killed(run, world_size, random.Random(world_size + background_mb), pause_s)
     run_to_end(run, world_size)
     assert digests(run) == alone
     resumed = [row["attempt"] for row in read_rows(run.events_path) if row["event"] == "resume"]

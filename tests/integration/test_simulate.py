@@ -55,6 +55,8 @@ def test_a_training_stopped_and_killed_on_other_numbers_of_workers_ends_with_the
     rows = read_rows(tmp_path / "runs" / "stopped" / "metrics.jsonl")
     assert len({row["augment_p"] for row in rows}) > 2, "the strength of the augmentation moves"
     assert any("silhouette_iou" in row for row in rows)
+    events = read_rows(tmp_path / "runs" / "straight" / "events.jsonl")
+    assert any(row.get("why") == "periodic" for row in events)
     beat = read_heartbeat(RunFolder(tmp_path / "runs" / "straight").attempt_dir(1), 0)
     assert beat is not None
     assert beat.measurements > 0

@@ -48,6 +48,9 @@ def test_two_hundred_stops_lose_nothing_and_change_no_bit(tmp_path: Path, queue:
     assert seen == set(PHASES)
     stopped = tmp_path / "runs" / "stopped"
     assert_only_unsaved_steps_are_lost(verdict.stops, stopped)
+    assert max(stop.steps_lost for stop in verdict.stops) <= 3 * 4, (
+        "a checkpoint every 4 steps, and one in flight"
+    )
     strengths = [row["augment_p"] for row in read_rows(stopped / "metrics.jsonl")]
     assert len(set(strengths)) > 20
     assert 0 < min(strengths) < max(strengths) < 1

@@ -125,10 +125,37 @@ class Fronts:
 
 
 def test_the_gap_at_north_is_one_and_a_gap_of_sixty_degrees_is_none() -> None:
-    check_azimuths(torch.arange(0, 360, 60).repeat(20).float())
+    for first in (0, 7.3, 10, 15, 30):
+        six = torch.deg2rad(torch.arange(0, 360, 60).repeat(20) + first).float()
+        check_azimuths(torch.rad2deg(six))
     check_azimuths(torch.linspace(-10, 310, 200) + 720)
     with pytest.raises(UsageError, match=r"between azimuths 359.0 and 62.0 degrees, a gap of 63"):
         check_azimuths(torch.linspace(62, 359, 200))
+
+
+def test_thin_parts_count_as_much_as_thick_ones(tmp_path: Path) -> None:
+    """Arms of 7 px at 1024 px vanish from an average, and with them four fifths of the object."""
+    image = torch.zeros(1024, 1024)
+    image[480:544, 480:544] = 1
+    image[508:515, 100:924] = image[100:924, 508:515] = 1
+    config = setup.tiny_config(setup.dataset(tmp_path / "data"), "data.allow_azimuth_gap=true")
+    work = setup.trainer(config, tmp_path / "run")
+    check_fit(work.config, Thin(work._dataset, image))
+
+
+class Thin:
+    """Many images of the same thin thing."""
+
+    def __init__(self, dataset: Any, mask: Any) -> None:
+        self._mask = mask
+        self.cameras = dataset.cameras.repeat(10, 1)
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def batch(self, indices: Any) -> Any:
+        images = self._mask.expand(len(indices), 4, *self._mask.shape)
+        return images, self.cameras[list(indices)]
 
 
 def test_a_box_twice_as_large_as_what_is_seen_is_refused_with_one_that_fits() -> None:
