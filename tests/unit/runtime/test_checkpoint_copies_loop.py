@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec, Position
+from get3d_cluster.core.job import Cause, CheckpointConfig, JobSpec
 from get3d_cluster.runtime import checkpoint_copies
 from get3d_cluster.runtime.checkpoint import Checkpoints, more_tiers
 from get3d_cluster.runtime.checkpoint_files import names_in, step_of
@@ -19,6 +18,7 @@ from get3d_cluster.runtime.loop import run_steps
 from get3d_cluster.runtime.session import Session
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.noticed_work import NoticedWork
 from tests.sessions import session_of
 
 SPEC = JobSpec(name="a", job="train", kind="steps", created="2026-01-01T00:00:00")
@@ -31,34 +31,6 @@ def wait_for(folder: Path, step: int) -> None:
     while max((int(path.name[5:]) for path in folder.glob("step-*")), default=0) < step:
         assert time.monotonic() < end_s
         time.sleep(0.002)
-
-
-class Work:
-    """Steps of 20 ms; a notice comes in one of them."""
-
-    def __init__(self, session: Session, num_steps: int, told_at: int) -> None:
-        self.session, self.num_steps, self.told_at, self.done = session, num_steps, told_at, 0
-        self.net = torch.zeros(64)
-
-    def position(self) -> Position:
-        return Position(step=self.done, num_steps=self.num_steps)
-
-    def is_done(self) -> bool:
-        return self.done >= self.num_steps
-
-    def step(self) -> None:
-        time.sleep(0.02)
-        self.done += 1
-        self.net += 1
-        if self.done == self.told_at:
-            self.session.notices.received.append((int(signal.SIGUSR1), time.monotonic()))
-
-    def state(self) -> dict[str, Any]:
-        return {"net": self.net, "counters": {"done": self.done}}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.net.copy_(state["net"])
-        self.done = state["counters"]["done"]
 
 
 @pytest.fixture
@@ -87,7 +59,7 @@ def checkpoints_of(session: Session, background_mb: float = 0.0) -> Checkpoints:
 
 def go(session: Session, num_steps: int, told_at: int = 0, grace_s: float | None = None, **how: Any) -> Ended:
     checkpoints, reason = checkpoints_of(session, **how), StopReason(cause=Cause.PREEMPTED, grace_s=grace_s)
-    work = Work(session, num_steps, told_at)
+    work = NoticedWork(session, num_steps, told_at, step_s=0.02)
     return run_steps(work, session, checkpoints, checkpoints.config, lambda: reason)
 
 

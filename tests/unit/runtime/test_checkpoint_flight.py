@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,6 @@ from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
 from tests.saved_states import ALWAYS, a_state, names, save
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(open_storage(tmp_path / "checkpoints"), ALWAYS, lambda: None)
-
-
-@pytest.fixture
-def saver(checkpoints: Checkpoints) -> Iterator[Saver]:
-    saver = Saver(checkpoints, SoloGroup())
-    yield saver
-    saver.close()
 
 
 @pytest.mark.parametrize("moment", ["before", "write", "publish", "after"])

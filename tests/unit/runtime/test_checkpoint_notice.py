@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from get3d_cluster.core.job import Cause, CheckpointConfig, Position
+from get3d_cluster.core.job import Cause, CheckpointConfig
 from get3d_cluster.errors import FencedError
 from get3d_cluster.runtime.checkpoint import Checkpoints, list_checkpoints, state_digest
 from get3d_cluster.runtime.checkpoint_link import Link, WriterDiedError
@@ -21,37 +21,11 @@ from get3d_cluster.runtime.session import Session
 from get3d_cluster.runtime.step_saves import StepSaves
 from get3d_cluster.schedulers.base import StopReason
 from get3d_cluster.storage import open_storage
+from tests.noticed_work import NoticedWork
 from tests.sessions import session_of
 
 EVERY_3 = CheckpointConfig(every_steps=3, every_s=0, background_mb=0)
 NO_HURRY = StopReason(cause=Cause.PREEMPTED, grace_s=None)
-
-
-class Work:
-    """Ten steps; a notice comes in one of them."""
-
-    def __init__(self, session: Session, told_at: int) -> None:
-        self.session, self.told_at, self.done = session, told_at, 0
-        self.net = torch.zeros(1000)
-
-    def position(self) -> Position:
-        return Position(step=self.done, num_steps=10, images=self.done)
-
-    def is_done(self) -> bool:
-        return self.done >= 10
-
-    def step(self) -> None:
-        self.done += 1
-        self.net += 1
-        if self.done == self.told_at:
-            self.session.notices.received.append((int(signal.SIGUSR1), time.monotonic()))
-
-    def state(self) -> dict[str, Any]:
-        return {"net": self.net, "counters": {"done": self.done}}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.net.copy_(state["net"])
-        self.done = state["counters"]["done"]
 
 
 @pytest.fixture
@@ -74,7 +48,9 @@ def slow_writer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go(session: Session, told_at: int) -> Ended:
-    return run_steps(Work(session, told_at), session, checkpoints_of(session), EVERY_3, lambda: NO_HURRY)
+    return run_steps(
+        NoticedWork(session, 10, told_at), session, checkpoints_of(session), EVERY_3, lambda: NO_HURRY
+    )
 
 
 @pytest.mark.usefixtures("slow_writer")
@@ -135,7 +111,7 @@ def test_without_time_for_another_one_the_save_in_flight_is_finished(
 def test_the_time_left_decides_what_is_saved(
     session: Session, grace_s: float | None, flight: tuple[Any, ...] | None, plan: str
 ) -> None:
-    work = Work(session, told_at=0)
+    work = NoticedWork(session, 10, told_at=0)
     made = StepSaves(work, session, checkpoints_of(session), EVERY_3, History(session))
     work.done, made._longest_save_s = 4, 10.0  # with the safety, a save takes 15 s
     session.notices.received.append((int(signal.SIGUSR1), time.monotonic()))
@@ -161,5 +137,5 @@ def test_an_attempt_that_was_overtaken_publishes_nothing_and_leaves(session: Ses
 
     checkpoints = Checkpoints(open_storage(session.run.checkpoints_dir), EVERY_3, lost)
     with pytest.raises(FencedError):
-        run_steps(Work(session, 0), session, checkpoints, EVERY_3, lambda: NO_HURRY)
+        run_steps(NoticedWork(session, 10, 0), session, checkpoints, EVERY_3, lambda: NO_HURRY)
     assert list_checkpoints(session.run) == []

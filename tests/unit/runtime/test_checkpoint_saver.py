@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.run_folder import RunFolder
 from get3d_cluster.storage import open_storage
 from tests.saved_states import ALWAYS, a_state, names, save
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(open_storage(tmp_path / "checkpoints"), ALWAYS, lambda: None)
-
-
-@pytest.fixture
-def saver(checkpoints: Checkpoints) -> Iterator[Saver]:
-    saver = Saver(checkpoints, SoloGroup())
-    yield saver
-    saver.close()
 
 
 def test_what_another_process_writes_is_what_this_one_would_have_written(

@@ -1,31 +1,16 @@
 """The tensors of a checkpoint in files: shares of the ranks, what other tools read, and what is no such file."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from get3d_cluster.dist.group import SoloGroup
 from get3d_cluster.runtime import checkpoint_files as files
 from get3d_cluster.runtime.checkpoint import Checkpoints, state_digest
 from get3d_cluster.runtime.checkpoint_saver import Saver
 from get3d_cluster.runtime.checkpoint_tensors import lay_out, read_tensors
-from get3d_cluster.storage import open_storage
-from tests.saved_states import ALWAYS, a_state, save
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(open_storage(tmp_path / "checkpoints"), ALWAYS, lambda: None)
-
-
-@pytest.fixture
-def saver(checkpoints: Checkpoints) -> Iterator[Saver]:
-    saver = Saver(checkpoints, SoloGroup())
-    yield saver
-    saver.close()
+from tests.saved_states import a_state, save
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
