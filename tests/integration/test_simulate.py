@@ -28,7 +28,7 @@ from tests.workers import make_run
 PAUSE = "step_s=0.05"
 PLAIN = "tests.plain.job"
 SETTINGS = (
-    "num_images=192", "checkpoint.every_steps=4", "checkpoint.background_mb=0",
+    "num_images=192", "checkpoint.every_steps=4",
     "augment.target=0.3", "augment.interval=2", "augment.adjust_images=2000", "augment.p=0.4",
     "watch.measure_every_s=0.5", "watch.measure_images=4", "watch.budget=1e6",
 )  # fmt: skip
@@ -48,6 +48,7 @@ def test_a_training_stopped_and_killed_on_other_numbers_of_workers_ends_with_the
     assert [stop.world_size for stop in verdict.stops] == [2, 1, 3, 2, 1, 3], said
     assert sum(stop.is_kill and "kill -9" in stop.how for stop in verdict.stops) == 3
     assert_only_unsaved_steps_are_lost(verdict.stops, tmp_path / "runs" / "stopped")
+    assert all(stop.steps_lost <= 4 + 1 for stop in verdict.stops)
     assert {stop.phase for stop in verdict.stops} <= set(PHASES)
     assert len({stop.phase for stop in verdict.stops}) > 1
     assert not list(queue_folder().glob("inbox/*"))
@@ -60,8 +61,6 @@ def test_a_training_stopped_and_killed_on_other_numbers_of_workers_ends_with_the
     beat = read_heartbeat(RunFolder(tmp_path / "runs" / "straight").attempt_dir(1), 0)
     assert beat is not None
     assert beat.measurements > 0
-    shares = (tmp_path / "runs" / "stopped" / "checkpoints").glob("step-*/*+0001*")
-    assert list(shares), "checkpoints are written by a process of each rank beside the training"
 
 
 @pytest.mark.timeout(300)

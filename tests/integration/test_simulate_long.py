@@ -48,9 +48,7 @@ def test_two_hundred_stops_lose_nothing_and_change_no_bit(tmp_path: Path, queue:
     assert seen == set(PHASES)
     stopped = tmp_path / "runs" / "stopped"
     assert_only_unsaved_steps_are_lost(verdict.stops, stopped)
-    assert max(stop.steps_lost for stop in verdict.stops) <= 3 * 4, (
-        "a checkpoint every 4 steps, and one in flight"
-    )
+    assert all(stop.steps_lost <= 4 + 1 for stop in verdict.stops)
     strengths = [row["augment_p"] for row in read_rows(stopped / "metrics.jsonl")]
     assert len(set(strengths)) > 20
     assert 0 < min(strengths) < max(strengths) < 1
